@@ -1,0 +1,42 @@
+# Everything runs from .venv, which the first target that needs it makes. `make help` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: run test check bench lock clean help
+BIN := .venv/bin
+ARGS ?=
+
+run: .venv/.runtime ## Start Kafka, the fleet, the pipeline and the API on this machine
+	@exec $(BIN)/headrace up $(ARGS)
+
+test: .venv/.development ## Run all tests, on a real Kafka (ARGS="-k word" for some)
+	@$(BIN)/python -m pytest -m "not bench" $(ARGS)
+
+check: .venv/.development ## Lint, types, import layers, and the tests that need no broker
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache >.venv/imports.txt 2>&1 || { cat .venv/imports.txt; exit 1; }
+	@$(BIN)/python -m pytest -q tests/repo tests/unit $(ARGS)
+
+bench: .venv/.development ## Measure against other clients and stream processors
+	@exec $(BIN)/headrace bench all $(ARGS)
+
+lock: .venv/.development ## Write the locks anew (UPGRADE=1 takes newer versions)
+	@scripts/lock
+
+clean: ## Remove the environment and all caches in the checkout; data in .headrace stays
+	@rm -rf .venv dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The development environment holds the runtime one, so making it settles both.
+.venv/.runtime: requirements.lock requirements-build.lock pyproject.toml
+	@test .venv/.development -nt requirements.lock || $(call bootstrap,requirements.lock)
+	@touch $@
+
+.venv/.development: requirements-dev.lock requirements-build.lock pyproject.toml
+	@$(call bootstrap,requirements-dev.lock)
+	@touch $@ .venv/.runtime
+
+bootstrap = python=$$(scripts/find-python) && "$$python" scripts/bootstrap.py $(1)

@@ -1,0 +1,1 @@
+"""Loops over a Kafka stream, each round one decision of `app.domain`."""

@@ -1,0 +1,1 @@
+"""Benchmarks beside peers: one broker, one payload, runs that take turns."""

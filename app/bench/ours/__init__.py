@@ -1,0 +1,1 @@
+"""Our side of each benchmark, a module a process, speaking as the peers do."""

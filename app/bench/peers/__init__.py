@@ -1,0 +1,1 @@
+"""The peers' programs: never imported here, each run by an environment or a JVM of its own."""

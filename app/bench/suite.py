@@ -1,0 +1,77 @@
+"""The benchmarks by name, the broker they share, and how much each measures by default."""
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.adapters.embedded import EmbeddedKafka
+from app.bench.broker import BenchBroker
+from app.bench.capacity import SECONDS as CAPACITY_SECONDS
+from app.bench.capacity import bench_capacity
+from app.bench.environments import Say
+from app.bench.processing import bench_rollup, bench_transform
+from app.bench.producing import bench_batch_vs_single, bench_producer
+from app.bench.result import Result
+from app.bench.send_latency import SECONDS, bench_send_latency
+from app.bench.side import Effort, Progress
+from config.embedded import EmbeddedSettings
+
+Bench = Callable[[BenchBroker, Effort, Say, Progress], Awaitable[Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One benchmark; `records` of the open loops are their seconds times 10,000."""
+
+    name: str
+    about: str
+    run: Bench
+    records: int
+    runs: int = 3
+
+
+async def _producer(broker: BenchBroker, effort: Effort, say: Say, _: Progress) -> Result:
+    return await bench_producer(broker, effort, say)
+
+
+async def _batch_vs_single(broker: BenchBroker, effort: Effort, say: Say, _: Progress) -> Result:
+    return await bench_batch_vs_single(broker, effort, say)
+
+
+async def _send_latency(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    seconds = max(1, effort.records // 10_000)
+    return await bench_send_latency(broker, effort.runs, seconds, say, progress)
+
+
+async def _capacity(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    return await bench_capacity(broker, max(1, effort.records // 10_000), say, progress)
+
+
+SUITE: tuple[Entry, ...] = (
+    Entry("producer", "Records sent and acknowledged a second.", _producer, 1_000_000),
+    Entry(
+        "batch-vs-single", "Batches of a thousand beside one awaited send after the other.", _batch_vs_single, 500_000
+    ),
+    Entry("transform", "Map-and-forward: parse, convert, write on.", bench_transform, 1_000_000),
+    Entry("rollup", "Tumbling windows with durable state.", bench_rollup, 1_000_000),
+    Entry("send-latency", "10,000 messages/s, open loop, to acknowledgement.", _send_latency, SECONDS * 10_000, 1),
+    Entry("capacity", "Memory and CPU of the producer at several loads.", _capacity, CAPACITY_SECONDS * 10_000, 1),
+)
+
+
+@contextlib.asynccontextmanager
+async def broker_for(bootstrap_servers: str, say: Say) -> AsyncIterator[BenchBroker]:
+    """The broker of a run: the given one, or an embedded one of its own that leaves nothing behind."""
+    if bootstrap_servers:
+        async with BenchBroker(bootstrap_servers) as broker:
+            yield broker
+        return
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-kafka-") as folder:
+        say("starting a broker of its own")
+        settings = EmbeddedSettings(port=0, data_dir=str(Path(folder) / "kafka"))
+        # Deleted topics leave the disk at once: a run writes a few hundred megabytes a side.
+        overrides = {"log.segment.delete.delay.ms": "1000", "group.initial.rebalance.delay.ms": "0"}
+        async with EmbeddedKafka(settings, overrides=overrides) as kafka, BenchBroker(kafka.bootstrap) as broker:
+            yield broker

@@ -1,0 +1,40 @@
+"""`headrace worker`: some roles in this process, until a signal stops it."""
+
+import asyncio
+import importlib
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.options import ConfigFile, SetFlags, load_settings
+from app.cli.roles import parse_roles
+from app.errors import UserError
+
+
+def command(
+    roles: Annotated[str, typer.Option("--roles", metavar="ROLE[,ROLE…]", help="producer, worker, api-gateway.")],
+    config: ConfigFile = None,
+    flags: SetFlags = None,
+) -> None:
+    """Run some roles in this process."""
+    wanted = parse_roles(roles)
+    loaded = load_settings(config, flags)
+    settings = loaded.settings
+    if not settings.kafka.bootstrap_servers:
+        raise UserError(
+            "No Kafka is named: set kafka.bootstrap_servers (or KAFKA_BOOTSTRAP_SERVERS), or run `headrace up`."
+        )
+    from app import lifecycle, log  # noqa: PLC0415 - `--help` must not wait for web servers
+    from config.live import LiveSettings  # noqa: PLC0415
+
+    role = ",".join(wanted)
+    log.configure(settings.log, role=role)
+    live = LiveSettings(loaded)
+    live.subscribe(lambda _old, new: log.configure(new.log, role=role))
+
+    async def run_roles(*given: Any) -> None:
+        # Kafka clients and tables take seconds to load on a busy machine; health answers meanwhile.
+        wiring = await asyncio.to_thread(importlib.import_module, "app.wiring")
+        await wiring.run_roles(*given, live=live)
+
+    raise typer.Exit(lifecycle.main(settings, frozenset(wanted), run_roles, lambda: live.current))

@@ -1,0 +1,1 @@
+"""Pure logic of the service: standard library only, no await, clock, randomness or logging."""

@@ -1,0 +1,1 @@
+"""The HTTP interface: parse, send a command, or read; never write a table."""

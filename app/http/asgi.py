@@ -1,0 +1,92 @@
+"""Pure ASGI layers round an application: measurement, body limit and request timeout."""
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.http import problems
+from app.metrics import HTTP_DURATION, HTTP_REQUESTS
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the matched route, so that ids never become labels."""
+    route = scope.get("route")
+    template = getattr(route, "path_format", None) or getattr(route, "path", None)
+    if template:
+        return str(template)
+    return str(scope["path"]) if scope.get("endpoint") is not None and not scope.get("path_params") else "unmatched"
+
+
+class Limited:
+    """Answers 413 to a larger body and 503 to a slower request, and counts every request by route."""
+
+    def __init__(self, app: ASGIApp, *, body_limit_bytes: int, request_timeout_s: float) -> None:
+        self._app = app
+        self._body_limit_bytes = body_limit_bytes
+        self._request_timeout_s = request_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        code = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+            await send(message)
+
+        try:
+            await self._limited(scope, receive, noting)
+        finally:
+            route = route_of(scope)
+            HTTP_REQUESTS.labels(route, str(code)).inc()
+            HTTP_DURATION.labels(route).observe(time.perf_counter() - started_s)
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answered = False
+
+        async def sending(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        if _declared_length(scope) > self._body_limit_bytes:
+            await problems.response(413, self._too_large(), scope["path"])(scope, receive, sending)
+            return
+        try:
+            async with asyncio.timeout(self._request_timeout_s):
+                await self._app(scope, self._counting(receive), sending)
+        except TimeoutError:
+            if answered:
+                raise
+            detail = f"No answer within {self._request_timeout_s:g} s."
+            await problems.response(503, detail, scope["path"], headers={"Retry-After": "1"})(scope, receive, send)
+
+    def _too_large(self) -> str:
+        return f"The body may hold {self._body_limit_bytes} bytes at most."
+
+    def _counting(self, receive: Receive) -> Receive:
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._body_limit_bytes:
+                # The application reads the body and turns this into its answer.
+                raise HTTPException(413, self._too_large())
+            return message
+
+        return counted
+
+
+def _declared_length(scope: Scope) -> int:
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    value: Any = next((value for name, value in headers if name == b"content-length"), b"0")
+    return int(value) if value.isdigit() else 0

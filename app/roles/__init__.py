@@ -1,0 +1,1 @@
+"""What each role of a process is made of: adapters and agents put together, one role a file."""

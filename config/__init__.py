@@ -1,0 +1,1 @@
+"""What can be turned: settings, topics and nothing that runs."""

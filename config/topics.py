@@ -1,0 +1,70 @@
+"""Every Kafka topic once: name, key, value, partitions, retention and cleanup."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Cleanup = Literal["delete", "compact", "compact,delete"]
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """One topic as it must exist on the broker.
+
+    `partitions` None means the setting `kafka.partitions`. `schema` names the JSON Schema of the
+    value under `docs/schemas/`. `extra` holds further broker-side topic settings.
+    """
+
+    name: str
+    key: str
+    schema: str
+    cleanup: Cleanup = "delete"
+    retention_ms: int = 7 * DAY_MS
+    partitions: int | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+DEVICE_COMMANDS = TopicSpec("device.commands", "device_id or group", "device-command", partitions=1)
+DEVICE_METADATA = TopicSpec("device.metadata", "device_id", "device-metadata", cleanup="compact", retention_ms=-1)
+DEVICE_TELEMETRY = TopicSpec("device.telemetry", "device_id", "telemetry")
+DEVICE_ROLLUPS = TopicSpec("device.rollups", "device_id", "rollup")
+DEVICE_SIGNALS = TopicSpec("device.signals", "device_id", "signal")
+DEVICE_LATE = TopicSpec("device.late", "device_id", "late-reading")
+DEVICE_DEADLETTER = TopicSpec("device.deadletter", "original key", "dead-letter", retention_ms=30 * DAY_MS)
+DEVICE_TRUTH = TopicSpec("device.truth", "device_id", "truth", retention_ms=30 * DAY_MS)
+
+TELEMETRY_TOPICS: tuple[TopicSpec, ...] = (
+    DEVICE_COMMANDS,
+    DEVICE_METADATA,
+    DEVICE_TELEMETRY,
+    DEVICE_ROLLUPS,
+    DEVICE_SIGNALS,
+    DEVICE_LATE,
+    DEVICE_DEADLETTER,
+    DEVICE_TRUTH,
+)
+
+
+def changelog(stage: str) -> TopicSpec:
+    """The changelog of a stage's tables, co-partitioned with its input.
+
+    A record younger than ten minutes is never compacted away, so that a takeover can still repair
+    what a crashed owner left half written; a deletion is told for a day (docs/decisions/0004).
+    """
+    return TopicSpec(
+        f"{stage}.state",
+        "table, key",
+        "changelog",
+        cleanup="compact",
+        retention_ms=-1,
+        extra={
+            "min.compaction.lag.ms": "600000",
+            "delete.retention.ms": str(DAY_MS),
+            "segment.bytes": str(64 << 20),
+        },
+    )
+
+
+TRANSFORM_STATE = changelog("transform")
+ALL_TOPICS: tuple[TopicSpec, ...] = (*TELEMETRY_TOPICS, TRANSFORM_STATE)

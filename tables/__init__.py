@@ -1,0 +1,1 @@
+"""What is remembered: keys, codecs and the per-partition store."""

@@ -1,0 +1,192 @@
+"""How a table's changes look on its changelog topic, and which of them count on restore.
+
+    key    table prefix + key of the row
+    value  tag + row; a deleted row is a tombstone whose tag is in the header "t"
+    tag    1 byte version, 8 bytes epoch, 8 bytes number of the transaction (big-endian)
+    marker the record with key MARKER: the transactions up to its tag are complete; its row is JSON
+           {"applied": {topic: last offset applied}}
+    claim  the record with key CLAIM: a new owner; its epoch is the claim's own offset plus one
+
+A transaction counts once a marker of its epoch, at or after its number, follows it. Kafka orders the
+claims: what an older epoch writes behind a newer one's claim is a zombie's and never counts, whatever
+the zombie believes. The new owner reads the log up to its own claim, so that it knows all that counts.
+Keys that were written without counting are disputed: the next owner writes their counted values again in
+its first transaction, before compaction (which leaves records younger than ten minutes alone) can have
+removed those.
+"""
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from app.errors import UserError
+from app.ports import InRecord
+
+MARKER: Final = b"\x00applied"
+CLAIM: Final = b"\x00claim"
+_TAG: Final = struct.Struct(">BQQ")
+_VERSION: Final = 2
+TAG_BYTES: Final = _TAG.size
+# Of about 300 bytes each; an owner has far fewer rows under way when it dies.
+WAITING_ROWS: Final = 100_000
+
+
+class UnreadableChangelog(UserError, ValueError):
+    """The tables are of another version: delete their changelog topic and tables.directory, they are built anew."""
+
+
+class Tag(NamedTuple):
+    """Who wrote a record (`epoch`), in which of its transactions (`number`)."""
+
+    epoch: int
+    number: int
+
+
+NOTHING: Final = Tag(0, 0)
+
+
+def pack_tag(tag: Tag) -> bytes:
+    """The tag as bytes."""
+    return _TAG.pack(_VERSION, tag.epoch, tag.number)
+
+
+def unpack_tag(value: bytes) -> Tag:
+    """The tag at the front of `value`. Raises ValueError on another version or too few bytes."""
+    if len(value) < TAG_BYTES or value[0] != _VERSION:
+        raise UnreadableChangelog
+    _, epoch, number = _TAG.unpack_from(value)
+    return Tag(epoch, number)
+
+
+def marker_value(tag: Tag, applied: Mapping[str, int]) -> bytes:
+    """The value of a marker."""
+    return pack_tag(tag) + orjson.dumps({"applied": dict(applied)})
+
+
+def claim_value() -> bytes:
+    """The value of a claim; what it says is its offset."""
+    return pack_tag(NOTHING)
+
+
+class Written(NamedTuple):
+    """One row on the log whose marker has not come."""
+
+    tag: Tag
+    offset: int
+    key: bytes
+    row: bytes | None
+
+
+@dataclass(slots=True)
+class Replay:
+    """Folds changelog records, in log order, into the rows that count.
+
+    `disk` is the last transaction whose rows a store already holds; they are not returned again.
+    `marked` is the last transaction that counts and `applied` what its marker says; `disk_marked` the
+    last number of the store's own epoch that counts. `claimed` is the epoch of the last claim.
+    `last` is the transaction of the log's last marker where that is known beforehand: no row need wait.
+
+    A compacted log has few markers left, so that rows may wait for one in great number. Beyond
+    `waiting_rows` they are returned all the same; should the last of them (`spilled`) never be marked,
+    the store must be filled again, with `last` as `marked` is then.
+    """
+
+    disk: Tag = NOTHING
+    marked: Tag = NOTHING
+    claimed: int = 0
+    disk_marked: int = 0
+    applied: dict[str, int] = field(default_factory=dict)
+    last: Tag | None = None
+    waiting_rows: int = WAITING_ROWS
+    spilled: Tag = NOTHING
+    _waiting: list[Written] = field(default_factory=list)
+    _disputed: dict[bytes, int] = field(default_factory=dict)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether transactions count that the store has not seen."""
+        return self.marked > self.disk
+
+    @property
+    def overruled(self) -> bool:
+        """Whether the store holds transactions that do not count, while others after them do."""
+        return self.ahead and self.disk_marked < self.disk.number
+
+    @property
+    def overrun(self) -> bool:
+        """Whether rows were returned that do not count."""
+        return self.spilled > self.marked
+
+    def feed(self, records: Iterable[InRecord]) -> dict[bytes, bytes | None]:
+        """Take records and return the rows that count from now on (None: deleted).
+
+        Raises ValueError when a record is not one of ours.
+        """
+        rows: dict[bytes, bytes | None] = {}
+        for record in records:
+            key, value = record.key, record.value
+            if key is None:
+                msg = f"changelog record {record.topic}-{record.partition}@{record.offset} has no key"
+                raise ValueError(msg)
+            tag = unpack_tag(value) if value is not None else _header_tag(record)
+            if key == CLAIM:
+                self.claimed = record.offset + 1
+            elif key == MARKER and value is not None:
+                if tag.epoch >= self.claimed and tag > self.marked:
+                    self._mark(tag, orjson.loads(value[TAG_BYTES:]), rows)
+            elif tag.epoch < self.claimed or tag <= self.marked:
+                # A zombie's, or a repeat of one of ours by a client that was replaced: it is the last of its key.
+                self._disputed[key] = record.offset
+            else:
+                written = Written(tag, record.offset, key, value[TAG_BYTES:] if value is not None else None)
+                if self.last is None:
+                    self._waiting.append(written)
+                elif tag <= self.last:
+                    self._count(written, rows)
+                else:
+                    self._disputed[key] = record.offset
+        if len(self._waiting) > self.waiting_rows:
+            self._spill(rows)
+        return rows
+
+    def finish(self) -> set[bytes]:
+        """The keys to repair once the whole log was fed."""
+        self._disputed.update((written.key, written.offset) for written in self._waiting)
+        self._waiting = []
+        return set(self._disputed)
+
+    def _mark(self, tag: Tag, row: dict[str, Any], rows: dict[bytes, bytes | None]) -> None:
+        self.marked = tag
+        self.applied = row["applied"]
+        if tag.epoch == self.disk.epoch:
+            self.disk_marked = tag.number
+        still: list[Written] = []
+        for written in self._waiting:
+            if written.tag > tag:
+                still.append(written)
+            else:
+                self._count(written, rows)
+        self._waiting = still
+
+    def _count(self, written: Written, rows: dict[bytes, bytes | None]) -> None:
+        if written.tag > self.disk:
+            rows[written.key] = written.row
+        if self._disputed.get(written.key, written.offset) < written.offset:
+            del self._disputed[written.key]
+
+    def _spill(self, rows: dict[bytes, bytes | None]) -> None:
+        for written in self._waiting:
+            self.spilled = max(self.spilled, written.tag)
+            self._count(written, rows)
+        self._waiting = []
+
+
+def _header_tag(record: InRecord) -> Tag:
+    for name, value in record.headers:
+        if name == "t":
+            return unpack_tag(value)
+    msg = f"tombstone {record.topic}-{record.partition}@{record.offset} has no tag"
+    raise ValueError(msg)

@@ -1,0 +1,1 @@
+"""Laws of the signal rules, their settings and their scoring."""

@@ -1,0 +1,95 @@
+"""Laws of the stage loop: batches in order, ticks in time, and nothing acknowledged that is not settled."""
+
+import asyncio
+
+from app.errors import PublishFailed
+from tests.helpers.stages import Scene, StageBatch, until
+
+
+async def test_a_busy_partition_ticks_too() -> None:
+    scene = Scene(tick_s=0.5, step_ms=100)
+    await scene.begin()
+    batches = [StageBatch(offset, highwater=offset + 1) for offset in range(20)]
+    for batch in batches:
+        scene.stage.feed(batch)
+    await until(lambda: all(batch.acks for batch in batches))
+    assert len(scene.logic.ticks) == 4, "two seconds of batches without a pause"
+    await scene.stage.close()
+
+
+async def test_an_idle_partition_ticks() -> None:
+    scene = Scene(tick_s=0.0)
+    await scene.begin()
+    await until(lambda: len(scene.logic.ticks) > 3)
+    await scene.stage.close()
+
+
+async def test_records_that_always_wait_do_not_make_a_partition_behind() -> None:
+    scene = Scene(step_ms=50)
+    await scene.begin()
+    batches = [StageBatch(10 * n, 10, highwater=10 * n + 15) for n in range(10)]
+    for batch in batches:
+        scene.stage.feed(batch)
+        await until(lambda batch=batch: bool(batch.acks))  # type: ignore[misc]
+    assert not any(scene.logic.behind[1:])
+    await scene.stage.close()
+
+
+async def test_a_repeat_is_acknowledged_and_not_decided_again() -> None:
+    scene = Scene()
+    await scene.begin()
+    first, again = StageBatch(0, 5), StageBatch(3, 5)
+    scene.stage.feed(first)
+    scene.stage.feed(again)
+    await until(lambda: bool(first.acks and again.acks))
+    assert scene.logic.taken == list(range(8))
+    await scene.stage.close()
+
+
+async def test_a_batch_whose_outputs_fail_is_not_acknowledged_and_fails_the_stage() -> None:
+    scene = Scene()
+    await scene.begin()
+    scene.publisher.gate.failure = PublishFailed("refused", 1)
+    batch = StageBatch(0)
+    scene.stage.feed(batch)
+    await until(scene.stage.failed.done)
+    assert isinstance(scene.stage.failed.exception(), PublishFailed)
+    assert not batch.acks
+    await scene.stage.close()
+
+
+async def test_a_revoked_partition_does_not_tick_and_has_settled_what_a_tick_wrote() -> None:
+    scene = Scene(tick_s=0.0, tick_writes=True)
+    await scene.begin()
+    scene.publisher.gate.allow(0)
+    ticks = len(scene.logic.ticks)
+    await until(lambda: len(scene.logic.ticks) > ticks)
+    revoking = asyncio.create_task(scene.stage.revoked([0]))
+    await asyncio.sleep(0)
+    ticks = len(scene.logic.ticks)
+    assert not revoking.done(), "what the tick wrote is not acknowledged"
+    scene.publisher.gate.allow(None)
+    await revoking
+    end = scene.log.end("stage.state")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(scene.logic.ticks) == ticks
+    assert scene.log.end("stage.state") == end
+    await scene.stage.close()
+
+
+async def test_a_kept_partition_goes_on_and_a_lost_one_is_closed() -> None:
+    scene = Scene()
+    await scene.begin()
+    await scene.stage.revoked([0])
+    await scene.stage.assigned([0], kept=True)
+    batch = StageBatch(0)
+    scene.stage.feed(batch)
+    await until(lambda: bool(batch.acks))
+    await scene.stage.assigned([], kept=False)
+    assert scene.stage.partitions == ()
+    assert scene.disk.user is None
+    scene.stage.feed(stranger := StageBatch(1))
+    assert not stranger.acks
+    assert not scene.stage.failed.done()
+    await scene.stage.close()

@@ -1,0 +1,181 @@
+"""Laws of tables under crashes: whatever ends, wherever, each input is applied once and each output is sent."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from app.errors import EnvironmentError_, Fenced
+from tables.changelog import Replay
+from tables.partition import TablePartition
+from tests.helpers.tables import (
+    CHANGELOG,
+    INPUT,
+    OUTPUT,
+    T0_MS,
+    Disk,
+    Gate,
+    Log,
+    LogPublisher,
+    apply_inputs,
+    fold,
+    open_tables,
+    rows_of,
+)
+
+INPUTS = 40
+IDLE_TURNS = 30
+T = TypeVar("T")
+
+
+class Process:
+    """One owner: it opens the tables of a disk and applies inputs until it is killed."""
+
+    def __init__(self, log: Log, disk: Disk) -> None:
+        self.disk = disk
+        self.gate = Gate()
+        self.tables: TablePartition | None = None
+        self.publisher = LogPublisher(log, self.gate)
+        self.claimed_at = log.end(CHANGELOG)
+        self.tasks = [asyncio.create_task(self._open(log))]
+
+    async def _open(self, log: Log) -> None:
+        self.tables, _ = await open_tables(log, self.disk, self.publisher)
+
+    @property
+    def failed(self) -> bool:
+        return any(task.done() and task.exception() is not None for task in self.tasks)
+
+    def apply(self, count: int) -> None:
+        if self.tables is None or self.failed:
+            return
+        count = min(count, INPUTS - 1 - self.tables.applied.get(INPUT, -1))
+        if count > 0:
+            changes = apply_inputs(self.tables, count)
+            written = self.tables.write(changes, INPUT, self.tables.applied.get(INPUT, -1) + count, timestamp_ms=T0_MS)
+            self.tasks.append(asyncio.create_task(self.tables.settle(written, timestamp_ms=T0_MS)))
+
+    async def kill(self) -> None:
+        """End at once; only what is on the disk and on the log stays."""
+        self.disk.user = None
+        if self.tables is not None and self.tables._marking is not None:
+            self.tasks.append(self.tables._marking)
+        for task in self.tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*self.tasks, return_exceptions=True):
+            assert outcome is None or isinstance(outcome, (asyncio.CancelledError, Fenced, EnvironmentError_)), outcome
+
+
+async def turns() -> None:
+    """Let everything run until it is held at a gate or done."""
+    for _ in range(IDLE_TURNS):
+        await asyncio.sleep(0)
+
+
+class Crashes(RuleBasedStateMachine):
+    """Up to three owners that do not know of each other, of which the last to claim is the real one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.log = Log()
+        self.disks = [Disk() for _ in range(3)]
+        self.alive: list[Process] = []
+        self.repaired_upto = 0
+
+    def run(self, steps: Coroutine[None, None, T]) -> T:
+        return self.loop.run_until_complete(steps)
+
+    @precondition(lambda self: len(self.alive) < 3)
+    @rule(which=st.integers(0, 2), held_after=st.none() | st.none() | st.integers(0, 12))
+    def start(self, which: int, held_after: int | None) -> None:
+        """A new owner on a disk that nobody uses; others live on as zombies."""
+        free = [disk for disk in self.disks if all(one.disk is not disk for one in self.alive)]
+
+        async def begin() -> Process:
+            process = Process(self.log, free[which % len(free)])
+            process.gate.allow(held_after)
+            await turns()
+            return process
+
+        process = self.run(begin())
+        self.alive.append(process)
+        self._note_repairs(process)
+
+    @precondition(lambda self: self.alive)
+    @rule(which=st.integers(0, 2), counts=st.lists(st.integers(1, 3), max_size=3), steps=st.none() | st.integers(0, 14))
+    def apply(self, which: int, counts: list[int], steps: int | None) -> None:
+        """Decide some batches, one behind the other, and get as far as `steps` allow."""
+        process = self.alive[which % len(self.alive)]
+
+        async def work() -> None:
+            process.gate.allow(steps)
+            await turns()
+            with contextlib.suppress(Fenced):
+                for count in counts:
+                    process.apply(count)
+            await turns()
+
+        self.run(work())
+        self._note_repairs(process)
+
+    @precondition(lambda self: self.alive)
+    @rule(which=st.integers(0, 2), lost_writes=st.sampled_from((0, 0, 1, 3)))
+    def kill(self, which: int, lost_writes: int) -> None:
+        process = self.alive.pop(which % len(self.alive))
+        self.run(process.kill())
+        process.disk.forget(lost_writes)
+
+    @rule(which=st.integers(0, 2))
+    def damage(self, which: int) -> None:
+        if not any(one.disk is self.disks[which] for one in self.alive):
+            self.disks[which].damaged = True
+
+    @precondition(lambda self: self.repaired_upto > 0)
+    @rule()
+    def compact(self) -> None:
+        """Compaction leaves alone what is younger than the ten minutes in which an owner repairs it."""
+        self.log.compact(CHANGELOG, self.repaired_upto)
+
+    def _note_repairs(self, process: Process) -> None:
+        if process.tables is not None and process is self.alive[-1] and not process.failed:
+            self.repaired_upto = max(self.repaired_upto, process.claimed_at)
+
+    @invariant()
+    def outputs_of_what_counts_were_sent(self) -> None:
+        replay = Replay()
+        replay.feed(self.log.topics[CHANGELOG])
+        applied = replay.applied.get(INPUT, -1)
+        sent = {record.value for record in self.log.topics[OUTPUT]}
+        _, outputs = fold(applied + 1)
+        assert sent.issuperset(outputs)
+
+    def teardown(self) -> None:
+        for process in self.alive:
+            self.run(process.kill())
+        for disk in [*self.disks, Disk()]:
+            self.run(self._finish(disk))
+        self.run(self._finish(Disk()))
+        self.loop.close()
+
+    async def _finish(self, disk: Disk) -> None:
+        """An owner that nothing disturbs applies the rest: the tables are the fold, every output was sent."""
+        process = Process(self.log, disk)
+        await process.tasks[0]
+        assert process.tables is not None
+        applied = process.tables.applied.get(INPUT, -1)
+        assert rows_of(process.tables) == fold(applied + 1)[0]
+        process.apply(min(5, INPUTS))
+        await asyncio.gather(*process.tasks)
+        rows, outputs = fold(process.tables.applied.get(INPUT, -1) + 1)
+        assert rows_of(process.tables) == rows
+        assert {record.value for record in self.log.topics[OUTPUT]}.issuperset(outputs)
+        process.tables.close()
+
+
+Crashes.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
+TestCrashes = Crashes.TestCase
