@@ -23,8 +23,8 @@ async def test_member_that_stops_in_the_middle_of_a_rebalance_leaves_the_group_a
     broker: str, new_topic: TopicFactory
 ) -> None:
     topic, group = new_topic(PARTITIONS), a_group()
-    settings = {"session_timeout_ms": SESSION_S * 1_000, "limits": TransportLimits(drain_s=SESSION_S)}
-    stays, goes, comes = (our_app(broker, group, **settings) for _ in range(3))
+    limits = TransportLimits(drain_s=SESSION_S)
+    stays, goes, comes = (our_app(broker, group, limits=limits, session_timeout_ms=SESSION_S * 1_000) for _ in range(3))
     seen, held = Seen(), Seen(ack=False)
     for app in (stays, goes, comes):
         app.add_agent("counting", topic, held.batches if app is goes else seen.batches)

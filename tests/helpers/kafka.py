@@ -80,12 +80,25 @@ def own_kafka(folder: Path, **overrides: str) -> Iterator[EmbeddedKafka]:
         asyncio.run(kafka.stop())
 
 
+def stopped(pid: int) -> None:
+    """Return when every thread of a process that was sent SIGSTOP stands: until then it may still answer."""
+    ends_s = time.monotonic() + DEADLINE_S
+    while not all(_state(thread) in "TZ" for thread in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < ends_s, f"{pid} does not stop"
+        os.sched_yield()
+
+
+def _state(thread: Path) -> str:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 @contextmanager
 def frozen(kafka: EmbeddedKafka) -> Iterator[None]:
     """The broker keeps its connections and answers nobody."""
     (pid,) = kafka.pids.values()
     os.kill(pid, signal.SIGSTOP)
     try:
+        stopped(pid)
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
