@@ -1,7 +1,11 @@
 """The seams of the service: what agents use and adapters provide."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
+
+from app.domain.workflow.commands import Heartbeat, Report
+from app.domain.workflow.definition import Workflow
+from app.domain.workflow.orders import TaskOrder
 
 
 class OutRecord(NamedTuple):
@@ -95,3 +99,41 @@ class Sink(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+Reported = Callable[[Report | Heartbeat], None]
+"""Called on the loop with what an executor has to say of an order; it may not block and may not raise."""
+
+
+class TaskExecutor(Protocol):
+    """Carries out attempts of tasks, so many at once and no more."""
+
+    def submit(self, order: TaskOrder, report: Reported) -> bool:
+        """Begin the attempt; False when every slot is taken (nothing was begun).
+
+        `report` is called any number of times with a heartbeat, then once with a `Report`, whatever the task
+        does: raise, hang, crash its process or return what cannot be serialised. It is not called after `cancel`.
+        """
+
+    def cancel(self, execution_id: str, task: str | None = None, item: int | None = None) -> None:
+        """Ask what runs for an execution (one task, one item of it) to stop, and end it when it does not."""
+
+    @property
+    def free(self) -> int:
+        """Attempts that could begin now."""
+
+    async def close(self) -> None:
+        """End everything; what ran is not reported and will be ordered again."""
+
+
+class Definitions(Protocol):
+    """The registered workflows, as this process has read them from `workflow.definitions`."""
+
+    def get(self, workflow: str, version: str) -> Workflow | None:
+        """One immutable version, None when it is not known here (yet)."""
+
+    def latest(self, workflow: str) -> Workflow | None:
+        """The version that a start without a version means."""
+
+    async def caught_up(self) -> None:
+        """Return when everything that was on the topic at the time of the call has been read."""

@@ -67,4 +67,31 @@ def changelog(stage: str) -> TopicSpec:
 
 
 TRANSFORM_STATE = changelog("transform")
+
+WORKFLOW_DEFINITIONS = TopicSpec(
+    "workflow.definitions",
+    "definition or entity",
+    "workflow-definition",
+    cleanup="compact",
+    retention_ms=-1,
+    partitions=1,
+)
+WORKFLOW_COMMANDS = TopicSpec("workflow.commands", "execution_id", "workflow-command")
+WORKFLOW_EVENTS = TopicSpec("workflow.events", "execution_id", "workflow-events")
+WORKFLOW_DEADLETTER = TopicSpec("workflow.deadletter", "execution_id", "workflow-dead-letter", retention_ms=30 * DAY_MS)
+WORKFLOW_STATE = changelog("workflow")
+
+
+def workflow_tasks(queue: str) -> TopicSpec:
+    """The orders of one task queue, for executors that are not in the owner's own process."""
+    return TopicSpec(f"workflow.tasks.{queue}", "execution_id", "workflow-task")
+
+
+WORKFLOW_TOPICS: tuple[TopicSpec, ...] = (
+    WORKFLOW_DEFINITIONS,
+    WORKFLOW_COMMANDS,
+    WORKFLOW_EVENTS,
+    workflow_tasks("default"),
+    WORKFLOW_DEADLETTER,
+)
 ALL_TOPICS: tuple[TopicSpec, ...] = (*TELEMETRY_TOPICS, TRANSFORM_STATE)

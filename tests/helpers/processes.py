@@ -117,11 +117,18 @@ def get(url: str, **headers: str) -> httpx.Response | None:
 def answered(url: str, status: int, accept: Callable[[Any], bool] = lambda _: True) -> Any:
     """The JSON of the first answer with this status that is acceptable."""
 
+    last: list[str] = ["no answer"]
+
     def look() -> tuple[Any] | None:
         answer = get(url)
+        if answer is not None:
+            last[0] = f"{answer.status_code} {answer.text}"
         if answer is None or answer.status_code != status:
             return None
         body = answer.json()
         return (body,) if accept(body) else None
 
-    return until(look, f"{status} of {url}")[0]
+    try:
+        return until(look, f"{status} of {url}")[0]
+    except AssertionError as error:
+        raise AssertionError(f"{error}; the last answer was {last[0]}") from None

@@ -1,0 +1,1 @@
+"""The workflow engine's pure core: definitions, commands, events, and the decisions between them."""
