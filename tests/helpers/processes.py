@@ -116,7 +116,6 @@ def get(url: str, **headers: str) -> httpx.Response | None:
 
 def answered(url: str, status: int, accept: Callable[[Any], bool] = lambda _: True) -> Any:
     """The JSON of the first answer with this status that is acceptable."""
-
     last: list[str] = ["no answer"]
 
     def look() -> tuple[Any] | None:
