@@ -16,14 +16,31 @@ from app.http.view import SUPERVISOR_URL
 from app.roles.context import Context
 from config.live import LiveSettings
 from config.settings import Settings
-from config.topics import ALL_TOPICS, DEVICE_TELEMETRY, TRANSFORM_STATE
+from config.topics import (
+    ALL_TOPICS,
+    DEVICE_TELEMETRY,
+    TRANSFORM_STATE,
+    WORKFLOW_COMMANDS,
+    WORKFLOW_EVENTS,
+    WORKFLOW_STATE,
+)
 
 if TYPE_CHECKING:
     from app.http.gateway import Gateway
 
 log = logging.getLogger(__name__)
 
-_RUN = {"producer": ("producer", "run_producer"), "worker": ("worker", "run_worker")}
+_RUN = {
+    "producer": ("producer", "run_producer"),
+    "worker": ("worker", "run_worker"),
+    "coordinator": ("coordinator", "run_coordinator"),
+}
+
+# Topics that must be cut alike, and what to do when they are not.
+_COPARTITIONED = (
+    ((DEVICE_TELEMETRY, TRANSFORM_STATE), f"delete {TRANSFORM_STATE.name} (it is built anew)"),
+    ((WORKFLOW_COMMANDS, WORKFLOW_EVENTS, WORKFLOW_STATE), "delete those that hold nothing yet"),
+)
 
 
 async def run_roles(
@@ -137,10 +154,11 @@ async def _prepare_topics(context: Context) -> None:
         log.log(level, "%s", mismatch, extra={"action": "topic_mismatch"})
     await wait_for_coordinator(context.bootstrap, kafka.startup_timeout_s, kafka)
     actual = {m.topic: m.actual for m in mismatches if m.setting == "partitions"}
-    counts = {spec.name: actual.get(spec.name, str(kafka.partitions)) for spec in (DEVICE_TELEMETRY, TRANSFORM_STATE)}
-    if len(set(counts.values())) > 1:
-        raise UserError(
-            "The tables must have as many partitions as their input, but "
-            + " and ".join(f"{name} has {count}" for name, count in counts.items())
-            + f": delete {TRANSFORM_STATE.name} (it is built anew), or set kafka.partitions to match."
-        )
+    for specs, remedy in _COPARTITIONED:
+        counts = {spec.name: actual.get(spec.name, str(kafka.partitions)) for spec in specs}
+        if len(set(counts.values())) > 1:
+            raise UserError(
+                "The tables must have as many partitions as their input, but "
+                + " and ".join(f"{name} has {count}" for name, count in counts.items())
+                + f": {remedy}, or set kafka.partitions to match."
+            )

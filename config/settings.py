@@ -20,6 +20,7 @@ from config.sinks import SinksSettings
 from config.supervisor import SupervisorSettings
 from config.tables import TablesSettings
 from config.transform import TransformSettings
+from config.workflow import WorkflowSettings
 
 
 class Settings(BaseSettings):
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     signals: SignalsSettings = setting(SignalsSettings(), description="The rules over readings and rollups.")
     sinks: SinksSettings = setting(SinksSettings(), description="Where rows are written to.")
     tables: TablesSettings = setting(TablesSettings(), description="State on disk.")
+    workflow: WorkflowSettings = setting(WorkflowSettings(), description="The workflow engine.")
     http: HttpSettings = setting(HttpSettings(), description="The HTTP API.")
     health: HealthSettings = setting(HealthSettings(), description="The health port.")
     metrics: MetricsSettings = setting(MetricsSettings(), description="The Prometheus port.")

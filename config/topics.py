@@ -94,4 +94,4 @@ WORKFLOW_TOPICS: tuple[TopicSpec, ...] = (
     workflow_tasks("default"),
     WORKFLOW_DEADLETTER,
 )
-ALL_TOPICS: tuple[TopicSpec, ...] = (*TELEMETRY_TOPICS, TRANSFORM_STATE)
+ALL_TOPICS: tuple[TopicSpec, ...] = (*TELEMETRY_TOPICS, TRANSFORM_STATE, *WORKFLOW_TOPICS, WORKFLOW_STATE)

@@ -2,7 +2,7 @@
 
 from app.errors import UserError
 
-ROLES = ("producer", "worker", "api-gateway")
+ROLES = ("producer", "worker", "coordinator", "api-gateway")
 
 
 def parse_roles(text: str) -> tuple[str, ...]:
