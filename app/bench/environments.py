@@ -29,7 +29,10 @@ PYTHON_PEERS: dict[str, tuple[str, ...]] = {
     "aiokafka": ("aiokafka==0.14.0", "uvloop==0.23.0"),
     "quix": ("quixstreams==3.28.1",),
     "faust": ("faust-streaming==0.15.3", "rocksdict==0.3.29", "orjson==3.13.0", "uvloop==0.23.0"),
+    "restate": ("restate-sdk==1.3.0", "hypercorn==0.18.0", "uvloop==0.23.0"),
+    "dbos": ("dbos==3.4.0", "uvloop==0.23.0"),
 }
+RESTATE_SERVER = "@restatedev/restate-server@1.7.12"
 JVM_PEERS: dict[str, str] = {
     "kafka-tools": f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}",
     "kafka-streams": (
@@ -96,6 +99,25 @@ def _run(argv: list[str]) -> None:
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise PeerMissing(f"could not be installed: {last}")
+
+
+def restate_server(say: Say) -> Path:
+    """The server's program out of its npm package, fetched first when it is not there; no script of a package runs."""
+    key = hashlib.sha256(RESTATE_SERVER.encode()).hexdigest()[:8]
+    folder = cache_folder() / f"restate-server-{key}"
+    if not (folder / "installed").exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            raise PeerMissing("its server comes as an npm package, and npm was not found")
+        say(f"installing {RESTATE_SERVER}")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _run([npm, "install", "--silent", "--ignore-scripts", "--prefix", str(folder), RESTATE_SERVER])
+        (folder / "installed").touch()
+    found = sorted(folder.glob("node_modules/@restatedev/restate-server-*/bin/restate-server"))
+    if not found:
+        raise PeerMissing("npm has no server program for this kind of machine")
+    return found[0]
 
 
 # ---- the JVM ----
