@@ -10,11 +10,12 @@ HeadraceError
 ├── Rejected                  the other side refuses this very record; dead-letter it
 │   └── SinkRejected
 ├── PublishFailed             records that will never be acknowledged; the batch must not be committed
+├── TaskFailed                an attempt of a task ended without a result; its facts go into the history
 ├── Stalled                   records wait and nothing is processed; the process must be replaced
 └── Fenced                    another process owns the partition now; stop writing at once
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -81,6 +82,36 @@ class PublishFailed(HeadraceError):
         super().__init__(f"{count} records were not published: {reason}{': ' + detail if detail else ''}")
         self.reason = reason
         self.count = count
+
+
+class TaskFailed(HeadraceError):
+    """An attempt of a task has failed.
+
+    `type` is a short stable name (docs/tasks.md lists those of the built-in types), which `retry.non_retryable`
+    of a workflow may name; `retryable` False means that another attempt would end the same way. `detail` is JSON.
+    """
+
+    def __init__(
+        self,
+        type: str,
+        message: str,
+        *,
+        retryable: bool = True,
+        detail: Mapping[str, Any] | None = None,  # noqa: A002 - the name of the fact
+    ) -> None:
+        super().__init__(message)
+        self.type = type
+        self.message = message
+        self.retryable = retryable
+        self.detail: dict[str, Any] = dict(detail or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel from task processes to their owner."""
+        return _task_failed, (self.type, self.message, self.retryable, self.detail)
+
+
+def _task_failed(type_: str, message: str, retryable: bool, detail: Mapping[str, Any]) -> TaskFailed:
+    return TaskFailed(type_, message, retryable=retryable, detail=detail)
 
 
 class Fenced(HeadraceError):

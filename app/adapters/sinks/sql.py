@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
@@ -57,7 +58,7 @@ class SqlSink:
 
     def __init__(self, name: str, url: str, limits: SqlLimits | None = None) -> None:
         self.name = name
-        self._url = _with_driver(name, url)
+        self._url = with_driver(name, url)
         self._limits = limits or SqlLimits()
         self._engine: AsyncEngine | None = None
         self._upserts: dict[str, Upsert] | None = None
@@ -68,7 +69,7 @@ class SqlSink:
             return
         try:
             with self._translated("cannot be opened"):
-                engine = self._engine = self._engine or _engine(self._url, self._limits)
+                engine = self._engine = self._engine or engine_of(self._url, self._limits)
                 async with (
                     asyncio.timeout(self._limits.connect_timeout_s + self._limits.write_timeout_s),
                     engine.begin() as connection,
@@ -146,8 +147,8 @@ class SqlSink:
             self._upserts = None
             raise SinkUnavailable(f"sink {self.name}: {self._where} {what}: no answer in time") from error
         except (SQLAlchemyError, OSError, EOFError) as error:
-            text = redact_text(_said(error))
-            if _is_data_fault(error):
+            text = redact_text(said(error))
+            if is_data_fault(error):
                 raise _DataFault(text) from error
             # The next write opens anew: the server may come back without our tables.
             self._upserts = None
@@ -158,24 +159,30 @@ class SqlSink:
         return self._url.set(drivername=self._url.get_backend_name()).render_as_string(hide_password=True)
 
 
-def _with_driver(name: str, text: str) -> URL:
-    """Parse the URL and choose the asynchronous driver. Raises `UserError`."""
+def with_driver(name: str, text: str) -> URL:
+    """Parse the URL and choose the asynchronous driver. Raises `UserError`; without a name it names no sink."""
     try:
         url = make_url(text)
         driver = DRIVERS[url.get_backend_name()]
     except (SQLAlchemyError, KeyError) as error:
         known = ", ".join(sorted(DRIVERS))
-        raise UserError(f"sink {name}: its url is not one of a database we know ({known})") from error
+        where = f"sink {name}: its url" if name else "the url"
+        raise UserError(f"{where} is not one of a database we know ({known})") from error
     return url.set(drivername=driver)
 
 
-def _engine(url: URL, limits: SqlLimits) -> AsyncEngine:
-    """Make the engine: one connection, since a sink writes one batch at a time."""
+def engine_of(url: URL, limits: SqlLimits, *, connections: int = 1, read_only: bool = False) -> AsyncEngine:
+    """Make the engine; a sink needs one connection, since it writes one batch at a time.
+
+    `read_only`: every statement that would write is refused by the database.
+    """
     backend = url.get_backend_name()
-    options: dict[str, Any] = {"hide_parameters": True, "pool_size": 1, "max_overflow": 0}
+    options: dict[str, Any] = {"hide_parameters": True, "pool_size": connections, "max_overflow": 0}
     connect_s = limits.connect_timeout_s
     if backend == "sqlite":
-        if url.database and url.database != ":memory:":
+        if read_only:
+            url = _sqlite_read_only(url)
+        elif url.database and url.database != ":memory:":
             Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
         options["connect_args"] = {"timeout": connect_s}
     elif backend == "postgresql":
@@ -185,6 +192,7 @@ def _engine(url: URL, limits: SqlLimits) -> AsyncEngine:
             "server_settings": {
                 "application_name": "headrace",
                 "statement_timeout": str(round(limits.write_timeout_s * 1000)),
+                "default_transaction_read_only": "on" if read_only else "off",
             },
         }
     else:
@@ -195,10 +203,20 @@ def _engine(url: URL, limits: SqlLimits) -> AsyncEngine:
             # Strict for all tables: otherwise MySQL cuts what is too long and says nothing.
             "sql_mode": "TRADITIONAL",
         }
+        if read_only:
+            options["connect_args"]["init_command"] = "SET SESSION TRANSACTION READ ONLY"
     engine = create_async_engine(url, **options)
-    if backend == "sqlite":
+    if backend == "sqlite" and not read_only:
         sa.event.listen(engine.sync_engine, "connect", _sqlite_pragmas(limits.sqlite_synchronous))
     return engine
+
+
+def _sqlite_read_only(url: URL) -> URL:
+    """The same file, opened so that it is neither created nor changed."""
+    if not url.database or url.database == ":memory:":
+        return url
+    path = quote(str(Path(url.database).expanduser().absolute()))
+    return url.set(database=f"file:{path}").update_query_dict({"mode": "ro", "uri": "true"})
 
 
 def _sqlite_pragmas(synchronous: str) -> Any:
@@ -233,7 +251,7 @@ def _newest(rows: list[tuple[int, SinkRow]]) -> list[tuple[int, SinkRow]]:
     return list(newest.values())
 
 
-def _is_data_fault(error: BaseException) -> bool:
+def is_data_fault(error: BaseException) -> bool:
     """Tell what blames the values of a row from everything that may pass with time."""
     if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
         return True
@@ -249,7 +267,7 @@ def _is_data_fault(error: BaseException) -> bool:
     return origin is not None and isinstance(origin.__cause__, ValueError)
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """Return what the driver said, on one line, without SQLAlchemy's statement around it."""
     origin = getattr(error, "orig", None) or error
     text = str(origin).strip() or type(origin).__name__

@@ -1,0 +1,1 @@
+"""Executors of tasks, and the types of tasks they know."""

@@ -1,0 +1,125 @@
+"""What the tasks of one process share: database engines, HTTP connections, a Kafka producer, and their end."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.domain.workflow.expressions import Expressions
+from app.errors import HeadraceError
+from app.ports import Clock
+from config.kafka import KafkaSettings
+from config.tasks import TasksSettings
+
+if TYPE_CHECKING:
+    import httpx
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from app.adapters.producer import BatchProducer, ProducerLimits
+    from app.adapters.topic_reader import TopicReader
+
+log = logging.getLogger(__name__)
+
+
+class Resources:
+    """Everything is opened when a task first asks for it, and closed by `close`. For one event loop.
+
+    `kafka.bootstrap_servers` names the service's own cluster, `producer` how it is written to.
+    """
+
+    def __init__(
+        self,
+        settings: TasksSettings,
+        kafka: KafkaSettings,
+        producer: "ProducerLimits",
+        expressions: Expressions,
+        clock: Clock,
+    ) -> None:
+        self.settings = settings
+        self.kafka = kafka
+        self.expressions = expressions
+        self.clock = clock
+        self._limits = producer
+        self._engines: OrderedDict[tuple[str, bool], AsyncEngine] = OrderedDict()
+        self._http: httpx.AsyncClient | None = None
+        self._producer: BatchProducer | None = None
+        self._opening = asyncio.Lock()
+
+    async def engine(self, url: str, *, read_only: bool = False) -> "AsyncEngine":
+        """The engine of a database; the least recently used one gives way when there are too many.
+
+        Raises `UserError` for a URL of no database we know.
+        """
+        from app.adapters.sinks.sql import SqlLimits, engine_of, with_driver  # noqa: PLC0415 - a vendor in need
+
+        key = (url, read_only)
+        engine = self._engines.get(key)
+        if engine is None:
+            settings = self.settings
+            limits = SqlLimits(settings.sql_connect_timeout_ms / 1000, settings.sql_statement_timeout_ms / 1000)
+            engine = engine_of(with_driver("", url), limits, connections=settings.sql_connections, read_only=read_only)
+            self._engines[key] = engine
+        self._engines.move_to_end(key)
+        while len(self._engines) > self.settings.sql_databases:
+            _, oldest = self._engines.popitem(last=False)
+            # Connections in use are closed when their task gives them back.
+            await oldest.dispose()
+        return engine
+
+    def http(self) -> "httpx.AsyncClient":
+        """The HTTP client: follows no redirect, and refuses private addresses unless `tasks` allows them."""
+        if self._http is None:
+            import httpx  # noqa: PLC0415 - a vendor in need
+
+            from app.adapters.sinks.http import CheckedTransport  # noqa: PLC0415 - a vendor in need
+
+            # At INFO the client logs each URL whole, and a URL may hold a secret.
+            logging.getLogger("httpx").setLevel(logging.WARNING)
+            self._http = httpx.AsyncClient(
+                transport=CheckedTransport(self.settings.allow_private_addresses, self.settings.http_connections),
+                timeout=httpx.Timeout(None, connect=self.settings.http_connect_timeout_ms / 1000),
+                follow_redirects=False,
+                # A proxy from the environment would connect to addresses that nobody checked.
+                trust_env=False,
+            )
+        return self._http
+
+    async def producer(self) -> "BatchProducer":
+        """The producer of the service's own cluster, connected. Raises `BrokerUnavailable`."""
+        if self._producer is None:
+            from app.adapters.producer import BatchProducer  # noqa: PLC0415 - a vendor in need
+
+            async with self._opening:
+                if self._producer is None:
+                    producer = BatchProducer(replace(self._limits, client_id=f"{self._limits.client_id}-tasks"))
+                    await producer.start()
+                    self._producer = producer
+        return self._producer
+
+    def reader(self) -> "TopicReader":
+        """Reads slices of topics of the service's own cluster."""
+        from app.adapters.topic_reader import TopicReader  # noqa: PLC0415 - a vendor in need
+
+        return TopicReader(self.kafka)
+
+    @property
+    def files(self) -> Path:
+        """The folder that file tasks are confined to."""
+        return Path(self.settings.files_directory).expanduser()
+
+    async def close(self) -> None:
+        """Give everything back; a task that still runs fails."""
+        engines, self._engines = list(self._engines.values()), OrderedDict()
+        http, self._http = self._http, None
+        producer, self._producer = self._producer, None
+        for engine in engines:
+            await engine.dispose()
+        if http is not None:
+            await http.aclose()
+        if producer is not None:
+            try:
+                await producer.stop()
+            except HeadraceError as error:
+                log.warning("%s", error, extra={"action": "producer_stop"})

@@ -1,0 +1,1 @@
+"""The built-in task types, one module each; `app.adapters.tasks.registry` names them."""
