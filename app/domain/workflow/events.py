@@ -30,6 +30,7 @@ class ExecutionStarted:
     parent: Parent | None = None
     notify: str | None = None
     traceparent: str | None = None
+    execution_id: str = ""
     type: Literal["execution_started"] = "execution_started"
 
 
@@ -144,7 +145,7 @@ class ApprovalRequested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildStarted:
-    """A sub-workflow was asked to start."""
+    """A sub-workflow was asked to start; `version` None means the latest."""
 
     seq: int
     at: int
@@ -154,6 +155,7 @@ class ChildStarted:
     child_id: str
     workflow: str
     input: Any
+    version: str | None = None
     type: Literal["child_started"] = "child_started"
 
 
@@ -191,12 +193,17 @@ class ExecutionResumed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionRetried:
-    """It goes on after its end: the tasks in `tasks` begin anew, as do those that need them."""
+    """It goes on after its end: exactly the tasks in `tasks` begin anew (those that need them are among them).
+
+    Maps in `kept` keep their list and the items that succeeded. `queued`: it waits for the limiter again.
+    """
 
     seq: int
     at: int
     command_id: str
     tasks: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    queued: bool = False
     type: Literal["execution_retried"] = "execution_retried"
 
 
