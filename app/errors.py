@@ -93,11 +93,11 @@ class TaskFailed(HeadraceError):
 
     def __init__(
         self,
-        type: str,
+        type: str,  # noqa: A002 - the fact's name
         message: str,
         *,
         retryable: bool = True,
-        detail: Mapping[str, Any] | None = None,  # noqa: A002 - the name of the fact
+        detail: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.type = type

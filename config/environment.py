@@ -16,6 +16,8 @@ PREFIX = "HEADRACE_"
 NESTED = "__"
 CONFIG_FILE = "HEADRACE_CONFIG"
 SECRETS_DIR = "HEADRACE_SECRETS_DIR"
+# Secrets of workflow tasks: read when a task names them, never settings.
+TASK_SECRET = "HEADRACE_SECRET_"  # noqa: S105 - the beginning of a variable's name
 # How the supervisor of `headrace up` speaks to its children: facts of a start, not settings.
 _SUPERVISED = frozenset({"HEADRACE_ANNOUNCE_FD", "HEADRACE_SUPERVISOR_PID", "HEADRACE_SUPERVISOR_URL"})
 RESERVED = frozenset({CONFIG_FILE, SECRETS_DIR}) | _SUPERVISED
@@ -64,7 +66,7 @@ def from_environ(root: type[BaseModel], environ: Mapping[str, str]) -> Layer:
         if name in ALIASES and environ[name]:
             _put(root, layer, ALIASES[name], environ[name], name)
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name in RESERVED:
+        if not name.startswith(PREFIX) or name in RESERVED or name.startswith(TASK_SECRET):
             continue
         rest = name.removeprefix(PREFIX)
         if NESTED not in rest and _SERVICE_LINK.fullmatch(rest):
