@@ -74,7 +74,7 @@ def test_ids_never_meet_those_of_a_schedule_of_the_same_name() -> None:
 def test_a_senseless_range_says_why() -> None:
     spec = begun().state.spec
     for wrong in ({"to_ms": T0 - 1}, {"from_ms": -1}, {"concurrency": 0}, {"cadence": Cadence(cron="* *")}):
-        said = replace(spec, **wrong).problem()  # type: ignore[arg-type]
+        said = replace(spec, **wrong).problem()
         assert said is not None
         assert said.endswith(".")
 
