@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from app.supervisor_view import Merged
 
 TELEMETRY_TOPIC = "device.telemetry"
+UNHAPPY_ENDS = ("failed", "timed_out")
 _CLEAR_LINE = "\r\x1b[2K"
 
 
@@ -24,6 +25,9 @@ class Totals:
     signals: float
     dead_letters: float
     lag: float
+    executions: float = 0.0
+    running: float = 0.0
+    failed: float = 0.0
 
     @classmethod
     def of(cls, merged: Merged, at_s: float) -> "Totals":
@@ -35,6 +39,9 @@ class Totals:
             signals=merged.total("signals_generated"),
             dead_letters=merged.total("telemetry_dead_letters"),
             lag=merged.total("stream_lag_records"),
+            executions=merged.total("workflow_executions"),
+            running=merged.total("workflow_executions_active"),
+            failed=sum(merged.total("workflow_executions", status=status) for status in UNHAPPY_ENDS),
         )
 
 
@@ -48,6 +55,9 @@ class Rates:
     signals: float
     dead_letters: float
     lag: float
+    executions: float = 0.0
+    running: float = 0.0
+    failed: float = 0.0
 
 
 def rates(before: Totals, now: Totals) -> Rates:
@@ -62,6 +72,9 @@ def rates(before: Totals, now: Totals) -> Rates:
         signals=max(0.0, now.signals - before.signals) / seconds,
         dead_letters=now.dead_letters,
         lag=now.lag,
+        executions=max(0.0, now.executions - before.executions) / seconds,
+        running=now.running,
+        failed=now.failed,
     )
 
 
@@ -86,6 +99,7 @@ def rate_line(found: Rates, down: Sequence[str] = ()) -> str:
     p95 = "–" if found.p95_ms is None else f"{found.p95_ms:.0f} ms"
     line = (
         f"{found.sent:,.0f} msgs/s · p95 {p95} · {found.rollups:,.0f} rollups/s · {found.signals:,.1f} signals/s"
+        f" · {found.executions:,.1f} executions/s · {found.running:,.0f} running · {found.failed:,.0f} failed"
         f" · lag {found.lag:,.0f} · {found.dead_letters:,.0f} dead letters"
     )
     # In front, where a narrow terminal does not cut it off.

@@ -52,6 +52,11 @@ def test_the_rate_line_names_what_is_down():
     assert rate_line(rates(_totals(0, 0), _totals(1, 5)), ["worker"]).startswith("down: worker")
 
 
+def test_the_rate_line_tells_of_executions():
+    before, now = _totals(10, 0, executions=4), _totals(12, 0, executions=7, running=1200, failed=2)
+    assert "1.5 executions/s · 1,200 running · 2 failed" in rate_line(rates(before, now))
+
+
 def test_a_ledger_with_records_in_flight_does_not_balance_at_the_end():
     ledger = {"generated": 10, "outcomes": {"acknowledged": 7}, "in_flight": 3, "balanced": True}
     assert ledger_line(ledger).startswith("Ledger NOT balanced")
