@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
-from app.domain.workflow.commands import Start
+from app.domain.workflow.commands import Cancel, Start
 from app.ports import OutRecord
 
 SCHEDULE_PREFIX: Final = "schedule:"
@@ -45,13 +45,15 @@ class TimerChange(NamedTuple):
 class EntityOutcome:
     """What an entity answers.
 
-    `rows` (None deletes) have keys that begin with `ENTITY_ROWS` and the entity's id; `starts` are sent to the
-    partitions of their executions; `summaries` are records of `workflow.definitions`. `refused` is why the command
-    was not obeyed, one sentence: it becomes a dead letter.
+    `rows` (None deletes) have keys that begin with `ENTITY_ROWS` and the entity's id; `starts`, then `cancels`, are
+    sent to the partitions of their executions; `summaries` are records of `workflow.definitions`. `refused` is why the
+    command was not obeyed, one sentence: it becomes a dead letter.
+    A start may be asked for again after long silence; when its execution has ended, `entity_told` comes again too.
     """
 
     rows: Mapping[bytes, bytes | None] = field(default_factory=dict)
     starts: tuple[Start, ...] = ()
+    cancels: tuple[Cancel, ...] = ()
     timers: tuple[TimerChange, ...] = ()
     summaries: tuple[OutRecord, ...] = ()
     refused: str | None = None
