@@ -11,8 +11,10 @@ A worker that fails fails the stage: nothing it held was acknowledged, so anothe
 
 import asyncio
 import logging
+import sys
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from app import metrics
 from app.domain.pace import Pace
@@ -46,6 +48,30 @@ class Logic(Protocol):
         """Decide what is due by the wall clock; None when nothing is."""
 
 
+@runtime_checkable
+class LiveLogic(Logic, Protocol):
+    """Logic that also hears from elsewhere than its topic, and acts once a decision is durable.
+
+    What it heard it decides in its next `take` or `tick`, whichever comes first; whoever tells it something
+    calls `Stage.wake`. Its ticks come when it wants them, not in intervals.
+    """
+
+    def tick_in_s(self) -> float:
+        """Seconds until the next tick is wanted, 0 or less for now."""
+
+    def intake(self) -> int:
+        """Records that it would take now; 0 for none until it ticked or was woken."""
+
+    def prepare(self, records: Sequence[InRecord]) -> Awaitable[None] | None:
+        """Called before `take` with the same records: what has to be waited for first, None for nothing."""
+
+    def settled(self, changes: Changes, now_ms: int) -> None:
+        """These changes are durable; called in their order."""
+
+    def close(self) -> None:
+        """The partition goes to another owner, or the process ends."""
+
+
 OpenPartition = Callable[[int], Awaitable[TablePartition]]
 MakeLogic = Callable[[TablePartition], Logic]
 
@@ -56,55 +82,111 @@ class _Worker:
     def __init__(self, partition: int, stage: "Stage") -> None:
         self.partition = partition
         # Batches with the instant of their arrival; bounded by the transport's outstanding batches.
-        self.queue: asyncio.Queue[tuple[StageBatch, int]] = asyncio.Queue()
+        self.queue: deque[tuple[StageBatch, int]] = deque()
         self.tables: TablePartition | None = None
         self.suspended = False
         self.processed = 0
+        self.wake = asyncio.Event()
         self._stage = stage
+        self._live: LiveLogic | None = None
         self._settling: set[asyncio.Task[None]] = set()
         self._pace = Pace()
         self._tick_due_s = 0.0
+        self._offset_taken = -1
         self.task = asyncio.create_task(self._run(), name=f"{stage.name}-{partition}")
+
+    @property
+    def waiting(self) -> int:
+        """Records that came and are not decided."""
+        return sum(
+            batch.records[-1].offset - max(self._offset_taken, batch.records[0].offset - 1) for batch, _ in self.queue
+        )
 
     async def _run(self) -> None:
         stage = self._stage
         try:
             self.tables = await stage.open_partition(self.partition)
             logic = stage.make_logic(self.tables)
-            self._tick_due_s = stage.clock.monotonic_s() + stage.tick_s()
+            self._live = logic if isinstance(logic, LiveLogic) else None
+            self._plan_tick()
             while True:
-                arrived = await self._next()
-                if arrived is not None:
-                    self._take(logic, self.tables, *arrived)
+                await self._until_work()
+                if (wanted := self._wanted()) > 0:
+                    await self._take(logic, self.tables, wanted)
                 # Between batches too: on a busy partition there is no pause in which to tick.
-                if stage.clock.monotonic_s() >= self._tick_due_s:
-                    self._tick_due_s = stage.clock.monotonic_s() + stage.tick_s()
-                    if not self.suspended:
+                if self._in_s() <= 0:
+                    if not self.suspended and self._has_room():
                         self._tick(logic, self.tables)
+                    self._plan_tick()
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - handed to the stage, which ends the process with it
             # `Fenced` too: a process that lost its partitions without being told starts anew.
             stage.fail(error)
 
-    async def _next(self) -> tuple[StageBatch, int] | None:
-        """The next batch, or None when a tick is due before there is one."""
-        try:
-            async with asyncio.timeout(max(0.0, self._tick_due_s - self._stage.clock.monotonic_s())):
-                return await self.queue.get()
-        except TimeoutError:
-            return None
+    # ---- when ----
 
-    def _take(self, logic: Logic, tables: TablePartition, batch: StageBatch, arrived_ms: int) -> None:
-        applied = tables.applied.get(batch.topic, -1)
+    def _plan_tick(self) -> None:
+        self._tick_due_s = self._stage.clock.monotonic_s() + (0.0 if self._live else self._stage.tick_s())
+
+    def _in_s(self) -> float:
+        """Seconds until the next tick."""
+        if self._live is not None:
+            return self._live.tick_in_s()
+        return self._tick_due_s - self._stage.clock.monotonic_s()
+
+    def _has_room(self) -> bool:
+        """Whether one more transaction may be on its way."""
+        return len(self._settling) < self._stage.transactions
+
+    def _wanted(self) -> int:
+        """Records to take now."""
+        if not self.queue or not self._has_room():
+            return 0
+        return self._live.intake() if self._live is not None else sys.maxsize
+
+    async def _until_work(self) -> None:
+        """Return when records may be taken or a tick is due, and a transaction may begin.
+
+        The partition with nothing to do waits to be woken: by a batch, a settled transaction or `Stage.wake`.
+        """
+        await asyncio.sleep(0)  # others have their turn between two transactions, and may add to the next
+        while True:
+            self.wake.clear()
+            if self._wanted() > 0:
+                return
+            ticking = self._has_room() and not (self.suspended and self._live is not None)
+            pause_s = self._in_s() if ticking else None
+            if pause_s is not None and pause_s <= 0:
+                return
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self.wake.wait()
+            except TimeoutError:
+                return
+
+    # ---- what ----
+
+    async def _take(self, logic: Logic, tables: TablePartition, wanted: int) -> None:
+        batch, arrived_ms = self.queue[0]
+        taken = max(tables.applied.get(batch.topic, -1), self._offset_taken)
         records = batch.records
         # (1)
-        if records[0].offset <= applied:
-            records = [record for record in records if record.offset > applied]
+        if records[0].offset <= taken:
+            records = [record for record in records if record.offset > taken]
         if not records:
+            self.queue.popleft()
             self._start(self._after_all(batch))
             return
+        whole = len(records) <= wanted
+        if not whole:
+            records = records[:wanted]
+        if self._live is not None and (preparing := self._live.prepare(records)) is not None:
+            await preparing
+        if whole:
+            self.queue.popleft()
         last = records[-1]
+        self._offset_taken = last.offset
         now_ms = self._stage.clock.now_ms()
         behind = self._pace.behind(last.offset, batch.highwater, arrived_ms, now_ms)
         # (2)
@@ -114,19 +196,22 @@ class _Worker:
         self.processed += len(records)
         lag_s = max(0.0, (now_ms - last.timestamp) / 1000)
         metrics.LAG_SECONDS.labels(batch.topic, str(batch.partition)).set(lag_s)
-        self._start(self._settle(tables, written, now_ms, batch))
+        self._start(self._settle(tables, written, now_ms, changes, batch if whole else None))
 
     def _tick(self, logic: Logic, tables: TablePartition) -> None:
         now_ms = self._stage.clock.now_ms()
         changes = logic.tick(now_ms)
         if changes is not None:
-            self._start(self._settle(tables, tables.write(changes, timestamp_ms=now_ms), now_ms, None))
+            written = tables.write(changes, timestamp_ms=now_ms)
+            self._start(self._settle(tables, written, now_ms, changes, None))
 
     async def _settle(
-        self, tables: TablePartition, written: Transaction, now_ms: int, batch: StageBatch | None
+        self, tables: TablePartition, written: Transaction, now_ms: int, changes: Changes, batch: StageBatch | None
     ) -> None:
         # (4)
         await tables.settle(written, timestamp_ms=now_ms)
+        if self._live is not None:
+            self._live.settled(changes, self._stage.clock.now_ms())
         # (5)
         if batch is not None:
             batch.ack()
@@ -145,6 +230,7 @@ class _Worker:
 
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
+        self.wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._stage.fail(error)
 
@@ -160,6 +246,8 @@ class _Worker:
         await self.settled(self._stage.close_timeout_s)
         for task in list(self._settling):
             task.cancel()
+        if self._live is not None:
+            self._live.close()
         if self.tables is not None:
             self.tables.close()
 
@@ -175,13 +263,16 @@ class Stage:
         clock: Clock,
         tick_s: Callable[[], float],
         close_timeout_s: float = 5.0,
+        transactions: int = sys.maxsize,
     ) -> None:
+        """`transactions` bounds how many of a partition are on their way at once; what comes meanwhile waits."""
         self.name = name
         self.open_partition = open_partition
         self.make_logic = make_logic
         self.clock = clock
         self.tick_s = tick_s
         self.close_timeout_s = close_timeout_s
+        self.transactions = transactions
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._workers: dict[int, _Worker] = {}
 
@@ -230,13 +321,26 @@ class Stage:
         for partition in wanted:
             worker = self._workers.get(partition) or _Worker(partition, self)
             worker.suspended = False
+            worker.wake.set()
             self._workers[partition] = worker
 
     def feed(self, batch: StageBatch) -> None:
         """Queue one batch for its partition; one that is not ours is left for its owner."""
         worker = self._workers.get(batch.partition)
         if worker is not None:
-            worker.queue.put_nowait((batch, self.clock.now_ms()))
+            worker.queue.append((batch, self.clock.now_ms()))
+            worker.wake.set()
+
+    def wake(self, partition: int) -> None:
+        """The logic of a partition has heard something; what is not ours any more is left alone."""
+        worker = self._workers.get(partition)
+        if worker is not None:
+            worker.wake.set()
+
+    def waiting(self, partition: int) -> int:
+        """Records of a partition that came and are not decided."""
+        worker = self._workers.get(partition)
+        return worker.waiting if worker is not None else 0
 
     async def close(self) -> None:
         """Close every partition."""
