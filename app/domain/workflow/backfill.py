@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from app.domain.workflow.cadence import Cadence, iso, stamp
-from app.domain.workflow.schedule import ASK_AGAIN_MS, RECENT_COMMANDS, Run
+from app.domain.workflow.schedule import ASK_AGAIN_MS, RECENT_COMMANDS, RESERVED_PREFIX, Run
 
 CONCURRENCY_MAX: Final = 1_000
 RUNS_MAX: Final = 100_000
 FAILED_KEPT: Final = 100
-PREFIX: Final = "backfill."
 
 Status = Literal["running", "cancelled", "done"]
 
@@ -175,7 +174,7 @@ def remembered(state: BackfillState, command_id: str) -> BackfillState:
 
 def execution_id(name: str, due_ms: int) -> str:
     """The same for the same time of the same backfill; no schedule's id begins like this."""
-    return f"{PREFIX}{name}-{stamp(due_ms)}"
+    return f"{RESERVED_PREFIX}{name}-{stamp(due_ms)}"
 
 
 def trigger(name: str, run: Run) -> dict[str, Any]:

@@ -13,6 +13,7 @@ A clock that is put back by more than `CLOCK_BACK_MS` makes the schedule count a
 has the same execution id both times, and so starts once.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -24,6 +25,9 @@ ON_TIME_MS: Final = 60_000
 CLOCK_BACK_MS: Final = 60_000
 WAITING_MAX: Final = 1_000
 RECENT_COMMANDS: Final = 32
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Ids of backfills' executions begin with it.
+RESERVED_PREFIX: Final = "backfill."
 # How long a run may go on before it is asked for again: the word of its end may have been lost with a topic.
 ASK_AGAIN_MS: Final = 600_000
 
@@ -257,6 +261,15 @@ def execution_id(name: str, due_ms: int) -> str:
 def trigger(name: str, run: Run) -> dict[str, Any]:
     """What the execution knows of its beginning: `due_ms` is the logical time it is for."""
     return {"kind": "schedule", "schedule": name, "due_ms": run.due_ms, "due": iso(run.due_ms)}
+
+
+def name_problem(name: str) -> str | None:
+    """Why a schedule or backfill cannot be called so, in one sentence."""
+    if _NAME.fullmatch(name) is None:
+        return f"A name has 1 to 100 letters, digits, dots, dashes and underscores, and {name[:100]!r} is none."
+    if name.startswith(RESERVED_PREFIX):
+        return f"Names that begin with {RESERVED_PREFIX} are kept for executions of backfills."
+    return None
 
 
 # ---- parts of a decision ----
