@@ -19,6 +19,7 @@ from config.signals import SignalsSettings
 from config.sinks import SinksSettings
 from config.supervisor import SupervisorSettings
 from config.tables import TablesSettings
+from config.tasks import TasksSettings
 from config.transform import TransformSettings
 from config.workflow import WorkflowSettings
 
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
     signals: SignalsSettings = setting(SignalsSettings(), description="The rules over readings and rollups.")
     sinks: SinksSettings = setting(SinksSettings(), description="Where rows are written to.")
     tables: TablesSettings = setting(TablesSettings(), description="State on disk.")
+    tasks: TasksSettings = setting(TasksSettings(), description="What carries out the tasks of workflows.")
     workflow: WorkflowSettings = setting(WorkflowSettings(), description="The workflow engine.")
     http: HttpSettings = setting(HttpSettings(), description="The HTTP API.")
     health: HealthSettings = setting(HealthSettings(), description="The health port.")

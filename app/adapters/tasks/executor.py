@@ -1,0 +1,410 @@
+"""Carries out attempts of tasks: coroutines on the loop, blocking ones in threads, the others in task processes.
+
+The life of an attempt: (1) `submit` gives it a slot, or refuses it; (2) it is prepared; (3) it runs where its type
+says; (4) its result becomes JSON, a file when it is large; (5) it is reported, once, and the slot is free.
+What does not end by itself is ended: past its time-out, silent for longer than its heartbeat allows, or cancelled, a
+coroutine is cancelled, a thread is asked, a process is killed; a coroutine or thread that goes on all the same is
+left behind after a grace: its slot is free, it is counted, and with too many of them no more of its kind begin.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from app.adapters.tasks.failures import describe, redacted
+from app.adapters.tasks.payload import Payloads, TooLarge, dumps, encode, is_plain
+from app.adapters.tasks.preparation import Preparation, Prepared, Unprepared
+from app.adapters.tasks.processes import ProcessPool, TaskProcess
+from app.adapters.tasks.protocol import AsyncTaskType, Kind, Resources, SyncTaskType, TaskCall
+from app.adapters.tasks.threads import Raised, ThreadPool
+from app.domain.workflow.commands import Heartbeat, Report, TaskError
+from app.domain.workflow.orders import TaskOrder
+from app.errors import TaskFailed
+from app.ports import Clock, Reported
+from config.redact import redact_text
+
+SWEEP_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorLimits:
+    """The bounds of an executor; units are in the names. `worker` names this process in reports."""
+
+    concurrency: int = 1_024
+    threads: int = 16
+    waiting: int = 256
+    timeout_s: float = 3_600.0
+    cancel_grace_s: float = 2.0
+    abandoned: int = 64
+    heartbeat_interval_s: float = 1.0
+    result_bytes: int = 524_288
+    payload_bytes: int = 64 << 20
+    claim_check: bool = False
+    worker: str = ""
+
+
+class _Run:
+    """One attempt under way."""
+
+    __slots__ = (
+        "beat_s", "began_s", "cancelled", "deadline_s", "heard_s", "in_thread", "kind", "left_s", "order", "process",
+        "redact", "report", "runs", "started_ms", "task", "verdict",
+    )  # fmt: skip
+
+    def __init__(self, order: TaskOrder, report: Reported, kind: Kind | None) -> None:
+        self.order = order
+        self.report: Reported | None = report  # None: nothing more is said
+        self.kind = kind
+        self.task: asyncio.Task[None] | None = None
+        self.process: TaskProcess | None = None
+        self.redact: Callable[[str], str] = redact_text
+        self.runs = False  # no longer waiting for its turn
+        self.in_thread = False  # where only asking helps
+        self.cancelled = False  # asked to stop
+        self.verdict: TaskError | None = None  # why it is being ended, when that is a failure
+        self.started_ms = 0
+        self.began_s = self.heard_s = self.beat_s = 0.0
+        self.deadline_s = self.left_s = float("inf")  # when it is ended; when it is left behind
+
+
+class Executor:
+    """The `TaskExecutor` of `app.ports`; made inside the loop that it works on."""
+
+    def __init__(
+        self,
+        limits: ExecutorLimits,
+        preparation: Preparation,
+        processes: ProcessPool,
+        clock: Clock,
+        payloads: Payloads | None = None,
+        resources: Resources | None = None,
+    ) -> None:
+        self.limits = limits
+        self.abandoned_coroutines = 0
+        self._preparation = preparation
+        self._processes = processes
+        self._threads = ThreadPool(limits.threads)
+        self._clock = clock
+        self._payloads = payloads if limits.claim_check else None
+        self._resources = resources
+        self._runs: dict[int, _Run] = {}  # by identity, in the order they came
+        self._by_execution: dict[str, list[_Run]] = {}
+        self._of_kind: dict[Kind | None, int] = {"async": 0, "blocking": 0, "process": 0, None: 0}
+        self._left: set[asyncio.Task[None]] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    # ---- what the engine asks ----
+
+    @property
+    def free(self) -> int:
+        """Attempts that could begin now."""
+        return 0 if self._closed else self.limits.concurrency - len(self._runs)
+
+    @property
+    def abandoned(self) -> int:
+        """Coroutines and threads that were left behind and have not come back."""
+        return self.abandoned_coroutines + self._threads.abandoned
+
+    @property
+    def processes(self) -> ProcessPool:
+        """The task processes."""
+        return self._processes
+
+    def submit(self, order: TaskOrder, report: Reported) -> bool:
+        """(1). See `app.ports.TaskExecutor`."""
+        if len(self._runs) >= self.limits.concurrency or self._closed:
+            return False
+        kind = self._preparation.kind(order)
+        if kind is not None and kind != "async" and self._of_kind[kind] >= self._room(kind):
+            return False
+        run = _Run(order, report, kind)
+        self._of_kind[kind] += 1
+        self._runs[id(run)] = run
+        self._by_execution.setdefault(order.execution_id, []).append(run)
+        now_s = self._clock.monotonic_s()
+        run.heard_s = run.began_s = now_s
+        run.started_ms = self._clock.now_ms()
+        if order.deadline_ms is not None:
+            run.deadline_s = now_s + (order.deadline_ms - run.started_ms) / 1000
+        run.task = self._loop.create_task(self._attend(run))
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+        return True
+
+    def cancel(self, execution_id: str, task: str | None = None, item: int | None = None) -> None:
+        """Ask what runs to stop, and end it when it does not. None of it is reported."""
+        for run in self._by_execution.get(execution_id, []):
+            order = run.order
+            if (task is None or order.task == task) and (item is None or order.item == item):
+                run.report = None
+                self._ask_to_stop(run)
+
+    async def close(self) -> None:
+        """End everything within the grace, and give the resources back; nothing that runs is reported."""
+        self._closed = True
+        runs = list(self._runs.values())
+        for run in runs:
+            run.report = None
+            self._ask_to_stop(run)
+        tasks = [run.task for run in runs if run.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self.limits.cancel_grace_s)
+        for run in list(self._runs.values()):
+            self._leave(run)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        self._threads.close()
+        await self._processes.close()
+        if self._resources is not None:
+            await self._resources.close()
+
+    # ---- one attempt ----
+
+    async def _attend(self, run: _Run) -> None:
+        """(2) to (5); whatever is raised is the outcome."""
+        error: BaseException | None = None
+        result: Any = None
+        try:
+            prepared, run.redact = await self._preparation.prepare(run.order)
+            check: Callable[[Any, Resources | None], None] | None = getattr(prepared.task_type, "check", None)
+            if check is not None:
+                check(prepared.params, self._resources)
+            if prepared.kind != run.kind:
+                self._of_kind[run.kind] -= 1
+                self._of_kind[prepared.kind] += 1
+                run.kind = prepared.kind
+            if prepared.kind == "async":
+                self._began(run)
+                result = await self._run_async(run, prepared)
+            elif prepared.kind == "blocking":
+                self._check_left(self._threads.abandoned, "thread")
+                result = await self._run_blocking(run, prepared)
+            else:
+                result = await self._run_in_process(run, prepared)
+        except Unprepared as unprepared:
+            run.redact = unprepared.redact
+            error = unprepared.error
+        except Raised as raised:
+            error = raised.error
+        except BaseException as raised:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures of the task
+            error = raised
+        self._end(run, result, error)
+
+    async def _run_async(self, run: _Run, prepared: Prepared) -> Any:
+        task_type = prepared.task_type
+        if not isinstance(task_type, AsyncTaskType):
+            raise TaskFailed("BrokenPlugin", f"{task_type.name} has no method run", retryable=False)
+        self._check_left(self.abandoned_coroutines, "coroutine")
+        value = await task_type.run(self._call(run, prepared, lambda: self._beat(run)))
+        if is_plain(value):
+            return value
+        return await self._kept(await encode(value, self._largest))
+
+    async def _run_blocking(self, run: _Run, prepared: Prepared) -> Any:
+        task_type = prepared.task_type
+        if not isinstance(task_type, SyncTaskType):
+            raise TaskFailed("BrokenPlugin", f"{task_type.name} has no method run_sync", retryable=False)
+        call = self._call(run, prepared, lambda: self._beat_from_thread(run))
+
+        def began() -> None:
+            run.in_thread = True
+            self._began(run)
+
+        encoded = await self._threads.run(lambda: dumps(task_type.run_sync(call)), began)
+        return await self._kept(encoded)
+
+    async def _run_in_process(self, run: _Run, prepared: Prepared) -> Any:
+        order = run.order
+        job = {
+            "type": order.type,
+            "given": prepared.given,
+            "rows": prepared.rows,
+            "context": prepared.context,
+            "idempotency_key": order.idempotency_key,
+            "attempt": order.attempt,
+            "deadline_ms": order.deadline_ms,
+        }
+        encoded = dumps(job)
+        async with self._processes.process() as process:
+            self._began(run)
+            run.process = process
+            answer = await process.run(encoded, lambda: self._beat(run))
+            run.process = None
+        if answer.ok:
+            return await self._kept(answer.content)
+        raise _raised(orjson.loads(answer.content))
+
+    def _call(self, run: _Run, prepared: Prepared, heartbeat: Callable[[], None]) -> TaskCall[Any]:
+        order = run.order
+        return TaskCall(
+            params=prepared.params,
+            rows=prepared.rows,
+            context=prepared.context,
+            idempotency_key=order.idempotency_key,
+            attempt=order.attempt,
+            deadline_ms=order.deadline_ms,
+            heartbeat=heartbeat,
+            cancelled=lambda: run.cancelled,
+            resources=self._resources,
+        )
+
+    async def _kept(self, encoded: bytes) -> Any:
+        """(4): the result as whoever reads it later will see it."""
+        limit = self.limits.result_bytes
+        if len(encoded) <= limit:
+            return orjson.loads(encoded)
+        if self._payloads is None or len(encoded) > self._largest:
+            raise TooLarge(len(encoded), limit if self._payloads is None else self._largest)
+        return await asyncio.to_thread(self._payloads.store, encoded)
+
+    @property
+    def _largest(self) -> int:
+        return max(self.limits.payload_bytes, self.limits.result_bytes)
+
+    def _began(self, run: _Run) -> None:
+        """It runs from now on: its time-out counts."""
+        run.runs = True
+        now_s = self._clock.monotonic_s()
+        run.began_s = run.heard_s = now_s
+        run.started_ms = self._clock.now_ms()
+        timeout_s = run.order.timeout_s
+        run.deadline_s = min(run.deadline_s, now_s + (self.limits.timeout_s if timeout_s is None else timeout_s))
+
+    def _check_left(self, left: int, what: str) -> None:
+        if left > self.limits.abandoned:
+            raise TaskFailed("TooManyAbandoned", f"{left} {what}s of earlier tasks hang in this process")
+
+    # ---- the end ----
+
+    def _end(self, run: _Run, result: Any, error: BaseException | None) -> None:
+        """(5): from here on the slot is free; a run that was left behind has had its end."""
+        if self._runs.pop(id(run), None) is None:
+            return
+        self._forget(run)
+        report, run.report = run.report, None
+        if report is None:
+            return
+        if run.verdict is not None:
+            report(self._report(run, None, run.verdict))
+        elif error is None:
+            report(self._report(run, result, None))
+        else:
+            report(self._report(run, None, redacted(describe(error), run.redact)))
+
+    def _report(self, run: _Run, result: Any, error: TaskError | None) -> Report:
+        order = run.order
+        return Report(
+            execution_id=order.execution_id,
+            task=order.task,
+            item=order.item,
+            attempt=order.attempt,
+            token=order.token,
+            result=result,
+            error=error,
+            started_ms=run.started_ms,
+            duration_ms=round((self._clock.monotonic_s() - run.began_s) * 1000, 3),
+            worker=self.limits.worker,
+        )
+
+    def _forget(self, run: _Run) -> None:
+        self._of_kind[run.kind] -= 1
+        runs = self._by_execution[run.order.execution_id]
+        if len(runs) == 1:
+            del self._by_execution[run.order.execution_id]
+        else:
+            runs.remove(run)
+
+    def _room(self, kind: Kind) -> int:
+        size = self.limits.threads if kind == "blocking" else self._processes.limits.processes
+        return size + self.limits.waiting
+
+    # ---- heartbeats, time-outs, cancellation ----
+
+    def _beat(self, run: _Run) -> None:
+        """It is alive; the engine hears of it when the task has a heartbeat, and not too often."""
+        now_s = self._clock.monotonic_s()
+        run.heard_s = now_s
+        order = run.order
+        if order.heartbeat_s is None or run.report is None or now_s - run.beat_s < self.limits.heartbeat_interval_s:
+            return
+        run.beat_s = now_s
+        run.report(
+            Heartbeat(
+                execution_id=order.execution_id,
+                task=order.task,
+                item=order.item,
+                attempt=order.attempt,
+                token=order.token,
+            )
+        )
+
+    def _beat_from_thread(self, run: _Run) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._beat, run)
+
+    def _sweep(self) -> None:
+        """Look for what is late, silent, or does not stop."""
+        now_s = self._clock.monotonic_s()
+        for run in list(self._runs.values()):
+            if now_s >= run.left_s:
+                self._leave(run)
+            elif run.cancelled:
+                continue
+            elif now_s >= run.deadline_s:
+                what = "did not end" if run.runs else "waited for its turn and did not begin"
+                self._give_up(run, "Timeout", f"the attempt {what} within {run.deadline_s - run.began_s:.3g} s")
+            elif run.order.heartbeat_s is not None and now_s - run.heard_s > run.order.heartbeat_s:
+                silence = f"the attempt was silent for {now_s - run.heard_s:.1f} s"
+                self._give_up(run, "HeartbeatTimeout", f"{silence}, longer than {run.order.heartbeat_s:g} s")
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep) if self._runs else None
+
+    def _give_up(self, run: _Run, type_: str, message: str) -> None:
+        """End an attempt that has failed without knowing it; a process has had its time and gets no grace."""
+        run.verdict = TaskError(type=type_, message=message)
+        if run.process is not None:
+            run.process.kill()
+        self._ask_to_stop(run)
+
+    def _ask_to_stop(self, run: _Run) -> None:
+        if run.cancelled:
+            return
+        run.cancelled = True
+        run.left_s = self._clock.monotonic_s() + self.limits.cancel_grace_s
+        if run.process is not None:
+            run.process.ask_to_stop()
+        elif run.task is not None and not run.in_thread:
+            run.task.cancel()
+
+    def _leave(self, run: _Run) -> None:
+        """It did not stop in its grace: a process is killed, a thread or coroutine left behind."""
+        if run.process is not None:
+            run.process.kill()
+        task = run.task
+        assert task is not None
+        task.cancel()
+        if run.kind == "async":
+            self.abandoned_coroutines += 1
+            task.add_done_callback(self._came_back)
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
+        self._end(run, None, asyncio.CancelledError())
+
+    def _came_back(self, _: "asyncio.Task[None]") -> None:
+        self.abandoned_coroutines -= 1
+
+
+def _raised(told: Mapping[str, Any]) -> TaskFailed:
+    """The failure that a task process tells of; what it says is not trusted to be well-formed."""
+    detail = told.get("detail")
+    return TaskFailed(
+        str(told.get("type") or "Error"),
+        str(told.get("message") or "the task failed"),
+        retryable=told.get("retryable") is not False,
+        detail=detail if isinstance(detail, dict) else {},
+    )

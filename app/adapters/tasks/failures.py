@@ -1,0 +1,104 @@
+"""What an exception of a task becomes in the history: a name, a sentence, and nothing secret."""
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+from pydantic import ValidationError
+
+from app.adapters.tasks.payload import NotJson, PayloadGone, TooLarge
+from app.adapters.tasks.processes import ProcessDied, ProcessNotStarted
+from app.domain.workflow.commands import TaskError
+from app.domain.workflow.expressions import ExpressionError
+from app.errors import Rejected, TaskFailed, UserError
+
+MESSAGE_CHARACTERS: Final = 2_000
+DETAIL_BYTES: Final = 8_192
+FRAMES: Final = 6
+
+Redact = Callable[[str], str]
+
+
+def describe(error: BaseException) -> TaskError:
+    """The error as it is, secrets included: `redacted` goes over it before anybody sees it."""
+    match error:
+        case TaskFailed():
+            return TaskError(type=error.type, message=error.message, retryable=error.retryable, detail=error.detail)
+        case ExpressionError():
+            return TaskError(type="ExpressionError", message=str(error), retryable=False)
+        case ValidationError():
+            faults = "; ".join(_fault(one["loc"], one["msg"]) for one in error.errors(include_input=False))
+            return TaskError(type="InvalidParams", message=f"`with` is not valid: {faults}", retryable=False)
+        case NotJson():
+            detail = {"where": error.where}
+            return TaskError(type="ResultNotSerialisable", message=str(error), retryable=False, detail=detail)
+        case TooLarge():
+            sizes = {"bytes": error.size, "limit_bytes": error.limit}
+            return TaskError(type="ResultTooLarge", message=str(error), retryable=False, detail=sizes)
+        case PayloadGone():
+            return TaskError(type="PayloadGone", message=str(error))
+        case ProcessDied():
+            return TaskError(type="ProcessDied", message=str(error), detail=error.detail)
+        case ProcessNotStarted():
+            return TaskError(type="ProcessNotStarted", message=str(error))
+        case asyncio.CancelledError():
+            return TaskError(type="CancelledError", message="the task cancelled itself")
+    name = type(error).__name__
+    message = str(error) or f"{name} without a message"
+    refused = isinstance(error, (Rejected, UserError))
+    return TaskError(type=name, message=message, retryable=not refused, detail={"traceback": frames(error)})
+
+
+def frames(error: BaseException) -> list[str]:
+    """Where it was raised, innermost last: file name, line and function."""
+    found = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} in {frame.name}" for frame in found]
+
+
+def redacted(error: TaskError, redact: Redact) -> TaskError:
+    """The error as the history may hold it: nothing secret, not too long, and JSON."""
+    message = redact(error.message)
+    if len(message) > MESSAGE_CHARACTERS:
+        message = message[:MESSAGE_CHARACTERS] + " …"
+    return TaskError(
+        type=redact(error.type)[:100],
+        message=_text(message),
+        retryable=error.retryable,
+        detail=_detail(error.detail, redact),
+    )
+
+
+def _detail(detail: Any, redact: Redact) -> dict[str, Any]:
+    """A detail with every string redacted; one that is too long is cut to its text."""
+    if not detail:
+        return {}
+    try:
+        found = _strings(orjson.loads(orjson.dumps(detail, default=repr, option=orjson.OPT_NON_STR_KEYS)), redact)
+        encoded = orjson.dumps(found)
+    except (TypeError, RecursionError, ValueError) as error:
+        return {"unreadable": f"the task's detail is not JSON: {_text(redact(str(error)))[:200]}"}
+    if len(encoded) > DETAIL_BYTES:
+        return {"cut": encoded[:DETAIL_BYTES].decode(errors="replace")}
+    return dict(found) if isinstance(found, dict) else {"detail": found}
+
+
+def _strings(value: Any, redact: Redact) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact(key): _strings(item, redact) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strings(item, redact) for item in value]
+    return value
+
+
+def _text(text: str) -> str:
+    """Without lone surrogates, which no JSON can hold."""
+    return text.encode(errors="replace").decode()
+
+
+def _fault(place: tuple[str | int, ...], message: str) -> str:
+    where = ".".join(map(str, place))
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,194 @@
+"""From an order to what a task type is given: rendered params, secrets in place, rows, large results read.
+
+(1) the type is looked up; (2) references to secrets are taken out of the params as the definition wrote them;
+(3) expressions are rendered; (4) the secrets are put in, so that no input can name one; (5) the params are validated.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from pydantic import BaseModel
+
+from app.adapters.tasks.payload import Payloads, is_reference
+from app.adapters.tasks.protocol import Kind, TaskType, kind_of
+from app.adapters.tasks.secrets import REFERENCE, Resolution, Secrets
+from app.domain.workflow.expressions import Expressions
+from app.domain.workflow.orders import TaskOrder
+from config.redact import redact_text
+
+FROM: Final = "from"
+SHAPES: Final = 10_000
+RESERVED: Final = ("input", "trigger", "execution", "item", "index")
+
+
+class Types(Protocol):
+    """Task types by name (`app.adapters.tasks.registry`)."""
+
+    def get(self, name: str) -> TaskType:
+        """Raises `TaskFailed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is the same for every attempt of a task of one version.
+
+    `params` is there when nothing in them depends on the attempt: attempts share it.
+    """
+
+    task_type: TaskType
+    given: Mapping[str, Any]
+    source: Any
+    renders: bool
+    has_secrets: bool
+    params: BaseModel | None
+    kind: Kind | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One attempt, ready to run. `given` is `with` as it is after (4), for a process that validates it again."""
+
+    task_type: TaskType
+    kind: Kind
+    params: BaseModel
+    given: Mapping[str, Any]
+    rows: Sequence[Any]
+    context: Mapping[str, Any]
+
+
+class Preparation:
+    """Prepares attempts; remembers what the definitions' tasks look like."""
+
+    def __init__(self, types: Types, expressions: Expressions, secrets: Secrets, payloads: Payloads | None) -> None:
+        self._types = types
+        self._expressions = expressions
+        self._secrets = secrets
+        self._payloads = payloads
+        self._shapes: OrderedDict[tuple[str, str, str, str], Shape] = OrderedDict()
+
+    def kind(self, order: TaskOrder) -> Kind | None:
+        """Where it will run, as far as that is known before it is prepared."""
+        shape = self._shapes.get((order.workflow, order.version, order.task, order.type))
+        return shape.kind if shape is not None else None
+
+    async def prepare(self, order: TaskOrder) -> tuple[Prepared, Callable[[str], str]]:
+        """(1) to (5), and what hides this attempt's secrets. Raises what the steps raise."""
+        shape = self._shape(order)
+        context = order.context
+        needs = context.get("needs") or {}
+        for result in needs.values():
+            if holds_reference(result):
+                needs = await self._read_large(needs)
+                context = {**context, "needs": needs}
+                break
+        names = _names(context, needs) if shape.renders or shape.source is not None else {}
+        rows = self._rows(shape, needs, names)
+        if shape.params is not None:
+            kind = shape.kind
+            assert kind is not None
+            return Prepared(shape.task_type, kind, shape.params, shape.given, rows, context), redact_text
+        given: Any = shape.given
+        redact: Callable[[str], str] = redact_text
+        resolution = Resolution(self._secrets) if shape.has_secrets else None
+        if resolution is not None:
+            given = resolution.take_out(given)  # (2)
+        if shape.renders:
+            given = self._expressions.render(given, names)  # (3)
+        if resolution is not None:
+            given = resolution.put_back(given)  # (4)
+            redact = resolution.redact
+        try:
+            params = shape.task_type.params_model.model_validate(given)  # (5)
+        except Exception as error:
+            raise Unprepared(error, redact) from error
+        return Prepared(shape.task_type, kind_of(shape.task_type, params), params, given, rows, context), redact
+
+    # ---- parts ----
+
+    def _shape(self, order: TaskOrder) -> Shape:
+        key = (order.workflow, order.version, order.task, order.type)
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes[key] = self._new_shape(order)
+            if len(self._shapes) > SHAPES:
+                self._shapes.popitem(last=False)
+        return shape
+
+    def _new_shape(self, order: TaskOrder) -> Shape:
+        task_type = self._types.get(order.type)  # (1)
+        given = {key: value for key, value in order.params.items() if key != FROM}
+        source = order.params.get(FROM)
+        has_secrets = _any_string(given, lambda text: REFERENCE.search(text) is not None)
+        renders = _any_string(given, lambda text: "${" in REFERENCE.sub("", text))
+        if has_secrets or renders:
+            chooses = hasattr(task_type, "kind_of")
+            return Shape(task_type, given, source, renders, has_secrets, None, None if chooses else task_type.kind)
+        params = task_type.params_model.model_validate(given)
+        return Shape(task_type, given, source, renders, has_secrets, params, kind_of(task_type, params))
+
+    def _rows(self, shape: Shape, needs: Mapping[str, Any], names: Mapping[str, Any]) -> Sequence[Any]:
+        source = shape.source
+        if source is None:
+            if len(needs) == 1:
+                (found,) = needs.values()
+            else:
+                found = dict(needs) or None
+        elif isinstance(source, str) and "${" not in source:
+            found = self._expressions.evaluate(source, names)
+        else:
+            found = self._expressions.render(source, names)
+        if found is None:
+            return ()
+        return found if isinstance(found, list) else (found,)
+
+    async def _read_large(self, needs: Mapping[str, Any]) -> dict[str, Any]:
+        """`needs` with the large results themselves, and those in the results of maps."""
+        found: dict[str, Any] = {}
+        for name, result in needs.items():
+            if is_reference(result):
+                found[name] = await self._load(result)
+            elif holds_reference(result):
+                found[name] = [await self._load(item) if is_reference(item) else item for item in result]
+            else:
+                found[name] = result
+        return found
+
+    async def _load(self, reference: Mapping[str, Any]) -> Any:
+        if self._payloads is None:
+            return reference
+        return await asyncio.to_thread(self._payloads.load, reference)
+
+
+class Unprepared(Exception):
+    """Carries an error together with what hides its secrets."""
+
+    def __init__(self, error: Exception, redact: Callable[[str], str]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.redact = redact
+
+
+def holds_reference(result: Any) -> bool:
+    """Whether a result is a reference to a large one, or the list of a map with some."""
+    if type(result) is list:
+        return bool(result) and len(result) <= 10_000 and any(is_reference(item) for item in result)
+    return is_reference(result)
+
+
+def _names(context: Mapping[str, Any], needs: Mapping[str, Any]) -> dict[str, Any]:
+    names = {**needs, "needs": needs}
+    names.update((name, context[name]) for name in RESERVED if name in context)
+    return names
+
+
+def _any_string(value: Any, wanted: Callable[[str], bool]) -> bool:
+    if isinstance(value, str):
+        return wanted(value)
+    if isinstance(value, Mapping):
+        return any(_any_string(item, wanted) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_any_string(item, wanted) for item in value)
+    return False
