@@ -44,6 +44,9 @@ ACTIONS: dict[str, str] = {
     "task_type_broken": "A plug-in of a task type cannot be used; the message says why.",
     "kafka_restarted": "The embedded Kafka had died and was started again.",
     "topic_mismatch": "A topic exists with other settings than declared; it is used as it is.",
+    # Triggers and schedules of workflows
+    "trigger_condition_failed": "The condition of a trigger has no answer for a record, which starts nothing.",
+    "trigger_topics": "The topics that workflows listen to are read; `topics`, and `missing` that do not exist.",
     # Tables
     "table_restored": "A partition of a table is open; how many changelog records it took, and how long.",
     "table_restoring": "A partition of a table is being read back from its changelog; how far it is.",

@@ -116,3 +116,15 @@ HTTP_DURATION = Histogram(
 )
 CHILD_UP = Gauge("supervisor_child_up", "1 while the process of the role runs.", ["role"], registry=REGISTRY)
 CHILD_RESTARTS = Counter("supervisor_child_restarts", "Restarts of a role's process.", ["role"], registry=REGISTRY)
+WORKFLOW_TRIGGER_RECORDS = Counter(
+    "workflow_trigger_records",
+    "Records of topics that workflows listen to, by what they came to, once a workflow that wants them.",
+    ["topic", "outcome"],
+    registry=REGISTRY,
+)
+WORKFLOW_TRIGGER_FAILURES = Counter(
+    "workflow_trigger_failures",
+    "Conditions of triggers that gave no answer for a record.",
+    ["workflow"],
+    registry=REGISTRY,
+)

@@ -1,0 +1,306 @@
+"""Kafka triggers: each record of a topic starts the workflows that want it, each under one id, however often it comes.
+
+The id is `<workflow>:<topic>-<partition>-<offset>`: the same at every delivery, another for every workflow, whatever
+other workflows listen. A record starts a workflow once, by the first of its triggers that wants it; the trigger that
+a signal carries itself goes first. What no workflow can make use of becomes a dead letter, and the rest goes on.
+
+The order, which is the guarantee: (1) a batch is decided; (2) its starts and dead letters are acknowledged by every
+in-sync replica; (3) only then the range is acknowledged to the transport, which commits it.
+"""
+
+import asyncio
+import base64
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol
+
+import orjson
+
+from agents.stage import StageBatch
+from app import metrics
+from app.domain.workflow.commands import Debounce, Start
+from app.domain.workflow.definition import TopicTrigger, Workflow
+from app.domain.workflow.expressions import ExpressionError, Expressions
+from app.ports import Clock, InRecord, OutRecord, Publisher
+from app.workflow_starts import key_text, start_of, start_record
+from config.topics import WORKFLOW_DEADLETTER
+
+log = logging.getLogger(__name__)
+
+# Entities' ids begin with these words and a colon; a workflow called so has no ids of this kind left.
+RESERVED: Final = frozenset({"schedule", "backfill"})
+KEEP_BYTES: Final = 65_536
+# A condition that fails, fails for every record: it is logged once in so long.
+LOG_INTERVAL_S: Final = 60.0
+
+
+class Subscribed(NamedTuple):
+    """The triggers by which a workflow listens to a topic. Records older than `since_ms` were before its time."""
+
+    workflow: Workflow
+    triggers: tuple[TopicTrigger, ...]
+    since_ms: int = 0
+
+
+class Subscriptions(Protocol):
+    """What the newest definitions listen to."""
+
+    def of_topic(self, topic: str) -> Sequence[Subscribed]:
+        """Who listens to a topic now."""
+
+    def named(self, workflow: str) -> Subscribed | None:
+        """The newest version of a workflow that a signal names."""
+
+
+@dataclass(slots=True)
+class Decided:
+    """What a batch comes to: starts, and dead letters for what cannot be used."""
+
+    starts: list[Start] = field(default_factory=list)
+    letters: list[OutRecord] = field(default_factory=list)
+
+
+class Triggers:
+    """Decides batches of records; keeps nothing between them but when it last logged."""
+
+    def __init__(
+        self,
+        subscriptions: Subscriptions,
+        expressions: Expressions,
+        clock: Clock,
+        partitions: int,
+        input_bytes: int = 524_288,
+    ) -> None:
+        """`partitions` is the number of those that executions live on; `input_bytes` the largest input as JSON."""
+        self._subscriptions = subscriptions
+        self._expressions = expressions
+        self._clock = clock
+        self._partitions = partitions
+        self._input_bytes = input_bytes
+        self._logged_s: dict[tuple[str, str], float] = {}
+
+    def outputs(self, records: Sequence[InRecord]) -> list[OutRecord]:
+        """(1) What the records of one batch, all of one partition, come to."""
+        now_ms = self._clock.now_ms()
+        decided = self.decide(records, now_ms)
+        return [*(start_record(start, self._partitions, now_ms) for start in decided.starts), *decided.letters]
+
+    def decide(self, records: Sequence[InRecord], now_ms: int) -> Decided:
+        """The same before it is put into bytes."""
+        decided = Decided()
+        subscribed = self._subscriptions.of_topic(records[0].topic)
+        for record in records:
+            if record.value is None:
+                _count(record.topic, "ignored")
+                continue
+            try:
+                value = orjson.loads(record.value)
+            except orjson.JSONDecodeError as error:
+                self._bury(decided, record, None, "malformed_json", str(error), now_ms)
+                continue
+            self._of_record(decided, record, value, subscribed, now_ms)
+        return decided
+
+    def _of_record(
+        self, decided: Decided, record: InRecord, value: Any, subscribed: Sequence[Subscribed], now_ms: int
+    ) -> None:
+        before = len(decided.starts) + len(decided.letters)
+        own = self._own(decided, record, value, now_ms)
+        for each in subscribed:
+            if each.workflow.id == own or record.timestamp < each.since_ms:
+                continue
+            names = {**value, "record": value} if isinstance(value, dict) else {"record": value}
+            trigger = next((one for one in each.triggers if self._wanted(each.workflow, one, names)), None)
+            if trigger is None:
+                continue
+            try:
+                start = self._start(record, value, names, each.workflow, trigger, now_ms)
+            except ExpressionError as error:
+                self._bury(decided, record, each.workflow.id, "no_start", str(error), now_ms)
+                continue
+            self._add(decided, record, start)
+        if before == len(decided.starts) + len(decided.letters):
+            _count(record.topic, "ignored")
+
+    # ---- the trigger that a signal carries ----
+
+    def _own(self, decided: Decided, record: InRecord, value: Any, now_ms: int) -> str | None:
+        """Start the workflow that the record itself names; its id, None when it names none."""
+        own = value.get("trigger") if isinstance(value, dict) else None
+        if not isinstance(own, dict) or not isinstance(own.get("workflow"), str):
+            return None
+        name: str = own["workflow"]
+        found = self._subscriptions.named(name)
+        if found is None:
+            self._bury(decided, record, name, "unknown_workflow", f"Workflow {name} is not registered.", now_ms)
+            return name
+        if record.timestamp < found.since_ms:
+            return name
+        key = None if own.get("key") is None else key_text(own["key"])
+        seconds = own.get("debounce_s")
+        debounce = None
+        if isinstance(seconds, int | float) and seconds > 0:
+            debounce = Debounce(key=f"{name}/{key or ''}", seconds=float(seconds))
+        try:
+            start = start_of(
+                found.workflow,
+                record_id(name, record),
+                self._fitting(own.get("input")),
+                _trigger(record),
+                self._expressions,
+                self._partitions,
+                at_ms=now_ms,
+                key=key if found.workflow.concurrency is not None else None,
+                debounce=debounce,
+                traceparent=_traceparent(record),
+            )
+        except ExpressionError as error:
+            self._bury(decided, record, name, "no_start", str(error), now_ms)
+            return name
+        self._add(decided, record, start)
+        return name
+
+    # ---- triggers of definitions ----
+
+    def _wanted(self, workflow: Workflow, trigger: TopicTrigger, names: Mapping[str, Any]) -> bool:
+        if trigger.when is None:
+            return True
+        try:
+            return self._expressions.evaluate(trigger.when, names) is True
+        except ExpressionError as error:
+            metrics.WORKFLOW_TRIGGER_FAILURES.labels(workflow.id).inc()
+            self._log(workflow, trigger, error)
+            return False
+
+    def _start(
+        self,
+        record: InRecord,
+        value: Any,
+        names: Mapping[str, Any],
+        workflow: Workflow,
+        trigger: TopicTrigger,
+        now_ms: int,
+    ) -> Start:
+        """Raises `ExpressionError` when the record does not give what the trigger needs."""
+        evaluate = self._expressions.evaluate
+        given = {name: evaluate(source, names) for name, source in trigger.input.items()} if trigger.input else value
+        debounce = None
+        if trigger.debounce_s > 0:
+            key = "" if trigger.key is None else key_text(evaluate(trigger.key, names))
+            debounce = Debounce(key=f"{workflow.id}/{key}", seconds=trigger.debounce_s)
+        return start_of(
+            workflow,
+            record_id(workflow.id, record),
+            self._fitting(given),
+            _trigger(record),
+            self._expressions,
+            self._partitions,
+            at_ms=now_ms,
+            debounce=debounce,
+            traceparent=_traceparent(record),
+        )
+
+    def _fitting(self, given: Any) -> Any:
+        """The input, when it is not too large. Raises `ExpressionError`."""
+        size = len(orjson.dumps(given))
+        if size > self._input_bytes:
+            raise ExpressionError(f"The input has {size} bytes, and {self._input_bytes} are the most.")
+        return given
+
+    # ---- outcomes ----
+
+    def _add(self, decided: Decided, record: InRecord, start: Start) -> None:
+        decided.starts.append(start)
+        _count(record.topic, "started")
+
+    def _bury(
+        self, decided: Decided, record: InRecord, workflow: str | None, reason: str, detail: str, now_ms: int
+    ) -> None:
+        _count(record.topic, "dead_letter")
+        value = record.value or b""
+        letter = {
+            "kind": "trigger",
+            "reason": reason,
+            "detail": detail[:1_000],
+            "workflow": workflow,
+            "topic": record.topic,
+            "partition": record.partition,
+            "offset": record.offset,
+            "value": base64.b64encode(value[:KEEP_BYTES]).decode(),
+            "value_bytes": len(value),
+            "at": now_ms,
+        }
+        key = f"{record.topic}-{record.partition}-{record.offset}".encode()
+        decided.letters.append(OutRecord(WORKFLOW_DEADLETTER.name, key, orjson.dumps(letter), now_ms))
+
+    def _log(self, workflow: Workflow, trigger: TopicTrigger, error: ExpressionError) -> None:
+        cause = (workflow.id, trigger.when or "")
+        now_s = self._clock.monotonic_s()
+        if now_s - self._logged_s.get(cause, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
+            return
+        self._logged_s[cause] = now_s
+        log.warning(
+            "the trigger of %s on %s has no answer for a record: %s",
+            workflow.id,
+            trigger.topic,
+            error,
+            extra={"action": "trigger_condition_failed", "workflow_id": workflow.id},
+        )
+
+
+def record_id(workflow: str, record: InRecord) -> str:
+    """The id of the execution that a record starts. Raises `ExpressionError` for a workflow that can have none."""
+    if workflow in RESERVED:
+        raise ExpressionError(f"A workflow called {workflow} cannot be started by a topic.")
+    return f"{workflow}:{record.topic}-{record.partition}-{record.offset}"
+
+
+def _trigger(record: InRecord) -> dict[str, Any]:
+    return {
+        "kind": "kafka",
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp_ms": record.timestamp,
+        "key": None if record.key is None else record.key.decode(errors="replace"),
+    }
+
+
+def _traceparent(record: InRecord) -> str | None:
+    found = next((content for name, content in record.headers if name == "traceparent"), None)
+    return None if found is None else found.decode(errors="replace")[:64]
+
+
+def _count(topic: str, outcome: str) -> None:
+    metrics.WORKFLOW_TRIGGER_RECORDS.labels(topic, outcome).inc()
+
+
+async def triggers(
+    batches: AsyncIterator[StageBatch],
+    *,
+    decide: Callable[[Sequence[InRecord]], list[OutRecord]],
+    publisher: Publisher,
+    in_flight: int = 8,
+) -> None:
+    """Decide batch after batch, at most `in_flight` of them on their way to the broker.
+
+    A failure to publish ends it: what was not acknowledged is read again. Numbered as the module.
+    """
+    room = asyncio.Semaphore(in_flight)
+    async with asyncio.TaskGroup() as group:
+        async for batch in batches:
+            await room.acquire()
+            outputs = decide(batch.records)  # 1
+            group.create_task(_settle(batch, outputs, publisher, room), name="trigger batch")
+
+
+async def _settle(
+    batch: StageBatch, outputs: Sequence[OutRecord], publisher: Publisher, room: asyncio.Semaphore
+) -> None:
+    try:
+        if outputs:
+            await publisher.publish(outputs)  # 2
+        batch.ack()  # 3
+    finally:
+        room.release()
