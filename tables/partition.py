@@ -129,6 +129,11 @@ class TablePartition:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._broken: BaseException | None = None
 
+    @property
+    def epoch(self) -> int:
+        """Of this owner; a later owner's is higher."""
+        return self._epoch
+
     # ---- read ----
 
     def get(self, key: bytes) -> bytes | None:
