@@ -128,3 +128,40 @@ WORKFLOW_TRIGGER_FAILURES = Counter(
     ["workflow"],
     registry=REGISTRY,
 )
+WORKFLOW_EXECUTIONS = Counter(
+    "workflow_executions", "Executions that ended, by how.", ["workflow", "status"], registry=REGISTRY
+)
+WORKFLOW_EXECUTION_DURATION = Histogram(
+    "workflow_execution_duration_seconds",
+    "From the start of an execution to its end.",
+    ["workflow"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600),
+    registry=REGISTRY,
+)
+WORKFLOW_ACTIVE = Gauge(
+    "workflow_executions_active", "Executions that have not ended.", ["partition"], registry=REGISTRY
+)
+WORKFLOW_TASKS = Counter("workflow_tasks", "Attempts of tasks that ended.", ["type", "status"], registry=REGISTRY)
+WORKFLOW_TASK_DURATION = Histogram(
+    "workflow_task_duration_seconds",
+    "One attempt of a task in its executor.",
+    ["type"],
+    buckets=(0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    registry=REGISTRY,
+)
+WORKFLOW_TRIGGER_LATENCY = Histogram(
+    "workflow_trigger_latency_seconds",
+    "From the instant an execution was asked for to its first task.",
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+WORKFLOW_RETRIES = Counter("workflow_task_retries", "Attempts that are tried again.", registry=REGISTRY)
+WORKFLOW_TIMER_LAG = Histogram(
+    "workflow_timers_lag_seconds",
+    "How long after it was due a durable timer fired.",
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+WORKFLOW_MAILBOX = Gauge(
+    "workflow_mailbox_depth", "Commands of a partition that wait to be decided.", ["partition"], registry=REGISTRY
+)
