@@ -146,13 +146,17 @@ class HttpSink:
         raise SinkUnavailable(
             f"sink {self.name}: {self._where} answered {status}",
             status=status,
-            retry_after_ms=_retry_after_ms(headers.get("retry-after"), self._clock.now_ms()),
+            retry_after_ms=retry_after_ms(headers.get("retry-after"), self._clock.now_ms()),
         )
 
     @property
     def _where(self) -> str:
         """The webhook's scheme and host; user, path and query may be secrets."""
         return f"{self._url.scheme}://{self._url.netloc.decode('ascii')}"
+
+
+class PrivateAddress(httpx.ConnectError):
+    """A name leads to an address that is not one of the public internet."""
 
 
 class CheckedTransport(httpx.AsyncBaseTransport):
@@ -175,7 +179,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         if not self._allow_private:
             for address in addresses:
                 if is_private(address):
-                    raise httpx.ConnectError(
+                    raise PrivateAddress(
                         f"{host} is the private address {address}; `allow_private_addresses` permits it"
                     )
         for position, address in enumerate(addresses):
@@ -247,7 +251,7 @@ def _idempotency_key(rows: Sequence[SinkRow]) -> str:
     return digest.hexdigest()
 
 
-def _retry_after_ms(value: str | None, now_ms: int) -> int:
+def retry_after_ms(value: str | None, now_ms: int) -> int:
     """Return the wait that a Retry-After header asks for: seconds or a date; 0 when there is none."""
     if value is None:
         return 0

@@ -79,8 +79,8 @@ class TaskType(Protocol):
     `name` is what `type:` of a task says, in lower case with a dot. `params_model` validates `with` (without
     `from`). `pure`: the same params and rows give the same result and touch nothing, so that an attempt may run
     twice or before its input is durable. A type may have `kind_of(params) -> Kind`, where the place
-    depends on the call, and `check(params, resources)`, which is called on the loop before the attempt and may raise
-    `TaskFailed`.
+    depends on the call, and `check(params, resources)`, which is called on the loop before the attempt (resources may
+    be None) and may raise `TaskFailed`.
     The result must be JSON: None, bool, int, float, str, list, dict with text keys.
     An attempt fails by raising: `TaskFailed` says type, message, retryable and detail; any other exception is
     reported by its class name and is retryable.

@@ -19,7 +19,7 @@ from app.errors import TaskFailed
 from config.environment import TASK_SECRET
 from config.redact import REDACTED, redact_text
 
-REFERENCE: Final = re.compile(r"\$\{\s*secret:\s*([^}]*?)\s*\}")
+REFERENCE: Final = re.compile(r"(?<!\$)\$\{\s*secret:\s*([^}]*?)\s*\}")
 NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 _URL_PASSWORD: Final = re.compile(r"://[^/@\s]*?:([^@\s]+)@")
 _MAX_BYTES: Final = 65_536
