@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple
 from app.domain.workflow.commands import Start
 from app.domain.workflow.definition import Workflow
 from app.domain.workflow.events import Event, ExecutionEnded, ExecutionRetried, ExecutionStarted, TaskSucceeded
+from app.domain.workflow.evolve import fold
 from app.domain.workflow.orders import idempotency_key
 
 FaultKind = Literal[
@@ -27,6 +28,8 @@ FaultKind = Literal[
     "after the end",
     "not ended",
     "illegal",
+    "no fold",
+    "changed result",
     "unreadable",
     "unknown definition",
     "effect missing",
@@ -156,13 +159,44 @@ def judge(
     elif not merged.faults:
         # On a history with a hole in it everything that follows would be called illegal.
         faults += [Fault("illegal", execution_id, text) for text in terms.violations(events, definition)]
+        faults += against_fold(execution_id, events, definition) if not faults else []
     return faults
+
+
+def against_fold(execution_id: str, events: Sequence[Event], definition: Workflow) -> list[Fault]:
+    """The state that the events fold to is the one they tell of, and the result is that of the last tasks."""
+    try:
+        state = fold(events)
+    except (AssertionError, LookupError) as error:
+        return [Fault("no fold", execution_id, f"the events fold to no state: {error!r}")]
+    last = events[-1]
+    told = last.status if isinstance(last, ExecutionEnded) else None
+    if state is None or state.seq != len(events) or (state.status if state.is_over else None) != told:
+        folded = "nothing" if state is None else f"{state.status} at seq {state.seq}"
+        return [Fault("no fold", execution_id, f"the events fold to {folded}, and end {told} at seq {len(events)}")]
+    if not isinstance(last, ExecutionEnded) or last.status != "succeeded" or last.reason:
+        return []
+    needed = {need for task in definition.tasks.values() for need in task.needs}
+    results = {name: state.tasks[name].result for name in definition.tasks if name not in needed}
+    due = next(iter(results.values())) if len(results) == 1 else results
+    if last.result == due:
+        return []
+    return [Fault("changed result", execution_id, f"it ended with {_short(last.result)}, its tasks with {_short(due)}")]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _against_start(execution_id: str, first: ExecutionStarted, start: Start) -> list[Fault]:
     changed = [name for name in ("workflow", "version", "input", "key") if getattr(first, name) != getattr(start, name)]
     return [
-        Fault("changed start", execution_id, f"{name} is {getattr(first, name)!r}, not {getattr(start, name)!r}")
+        Fault(
+            "changed start",
+            execution_id,
+            f"{name} is {_short(getattr(first, name))}, not {_short(getattr(start, name))}",
+        )
         for name in changed
     ]
 
