@@ -1,6 +1,7 @@
 """Laws of the checker of executions: it passes what the engine's rules allow, and reports every seeded fault."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -41,7 +42,7 @@ def told() -> Story:
     author.starts("approved", ASK)
     author.told("approved", signal("approved", "go"))
     story = author.story
-    story.refused.append(later(story.starts[0], execution_id="refused", workflow="unknown"))
+    story.refused.append(replace(story.starts[0], execution_id="refused", workflow="unknown"))
     return story
 
 
