@@ -44,6 +44,7 @@ ACTIONS: dict[str, str] = {
     "task_type_broken": "A plug-in of a task type cannot be used; the message says why.",
     "kafka_restarted": "The embedded Kafka had died and was started again.",
     "topic_mismatch": "A topic exists with other settings than declared; it is used as it is.",
+    "definition_unreadable": "A record of the registry of workflows is passed over; `key`, and the message says why.",
     # Triggers and schedules of workflows
     "trigger_condition_failed": "The condition of a trigger has no answer for a record, which starts nothing.",
     "trigger_topics": "The topics that workflows listen to are read; `topics`, and `missing` that do not exist.",

@@ -25,6 +25,7 @@ Take = Callable[[str, bytes | None, bytes | None], None]
 
 _BATCH_RECORDS = 1000  # applied without a breath: about 5 ms, so that requests are answered between
 _POLL_TIMEOUT_MS = 200
+_LOOK_S = 0.005  # between two looks of `read_all` at what was taken
 
 
 class TopicsMissing(Exception):
@@ -65,6 +66,7 @@ class ReadFeed:
         self._now_ms = now_ms
         self._reader = reader
         self._failing = False
+        self._live: Any = None
         self._positions: dict[TopicPartition, int] = {}
         self._targets: dict[TopicPartition, int] = {}
         self.caught_up = False
@@ -82,6 +84,22 @@ class ReadFeed:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._limits.retry_backoff_ms / 1000)
 
+    async def read_all(self) -> None:
+        """Return when all that the topics hold at the time of the call has been taken; `run` is under way.
+
+        Waits through an absence of the broker.
+        """
+        while True:
+            consumer = self._live
+            if consumer is not None:
+                with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                    ends = await consumer.end_offsets(list(self._positions))
+                    while self._live is consumer:
+                        if all(self._positions[partition] >= end for partition, end in ends.items()):
+                            return
+                        await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_LOOK_S)
+
     async def _feed(self, stop: asyncio.Event) -> None:
         """Read until `stop`, or until topics have grown: then return, to begin again with all partitions."""
         partitions = await self._partitions()
@@ -89,6 +107,7 @@ class ReadFeed:
         try:
             await consumer.start()
             await self._assign(consumer, partitions)
+            self._live = consumer
             self._back()
             looked_s = time.monotonic()
             while not stop.is_set():
@@ -99,6 +118,7 @@ class ReadFeed:
                         return
         finally:
             self.connected = False
+            self._live = None
             await consumer.stop()
 
     def _consumer(self) -> Any:
