@@ -21,6 +21,7 @@ from config.supervisor import SupervisorSettings
 from config.tables import TablesSettings
 from config.tasks import TasksSettings
 from config.transform import TransformSettings
+from config.triggers import TriggersSettings
 from config.workflow import WorkflowSettings
 
 
@@ -43,6 +44,7 @@ class Settings(BaseSettings):
     tables: TablesSettings = setting(TablesSettings(), description="State on disk.")
     tasks: TasksSettings = setting(TasksSettings(), description="What carries out the tasks of workflows.")
     workflow: WorkflowSettings = setting(WorkflowSettings(), description="The workflow engine.")
+    triggers: TriggersSettings = setting(TriggersSettings(), description="What starts workflows without being asked.")
     http: HttpSettings = setting(HttpSettings(), description="The HTTP API.")
     health: HealthSettings = setting(HealthSettings(), description="The health port.")
     metrics: MetricsSettings = setting(MetricsSettings(), description="The Prometheus port.")
