@@ -134,3 +134,10 @@ class TasksSettings(Section):
     sql_statement_timeout_ms: int = setting(
         30_000, ge=1, le=86_400_000, unit="ms", description="A statement that is not done by then is given up."
     )
+    effects_retention_s: int = setting(
+        2_592_000,
+        ge=3_600,
+        le=315_360_000,
+        unit="s",
+        description="Effects that sinks have noted are forgotten after this long; no attempt may come later.",
+    )

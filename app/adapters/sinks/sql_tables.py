@@ -38,7 +38,7 @@ def _table(metadata: sa.MetaData, shape: Shape, dialect: Dialect) -> sa.Table:
     columns = [
         sa.Column(
             column.name,
-            _type(column.type, dialect),
+            column_type(column.type, dialect),
             primary_key=column.name in shape.key_fields,
             nullable=not column.required,
             autoincrement=False,
@@ -46,18 +46,18 @@ def _table(metadata: sa.MetaData, shape: Shape, dialect: Dialect) -> sa.Table:
         for column in shape.columns
     ]
     columns += [
-        sa.Column("extra", _type("json", dialect)),
-        sa.Column("source_topic", _type("text", dialect), nullable=False),
-        sa.Column("source_partition", _type("integer", dialect), nullable=False),
-        sa.Column("source_offset", _type("integer", dialect), nullable=False),
+        sa.Column("extra", column_type("json", dialect)),
+        sa.Column("source_topic", column_type("text", dialect), nullable=False),
+        sa.Column("source_partition", column_type("integer", dialect), nullable=False),
+        sa.Column("source_offset", column_type("integer", dialect), nullable=False),
         # Last, because MySQL assigns from left to right and each assignment compares the version.
-        sa.Column("version", _type("integer", dialect), nullable=False),
+        sa.Column("version", column_type("integer", dialect), nullable=False),
     ]
     # STRICT makes SQLite check types, as the others do.
     return sa.Table(shape.kind, metadata, *columns, sqlite_strict=True)
 
 
-def _type(kind: ColumnType, dialect: Dialect) -> sa.types.TypeEngine[Any]:
+def column_type(kind: ColumnType, dialect: Dialect) -> sa.types.TypeEngine[Any]:
     """Return the column's type; a STRICT SQLite table knows only INTEGER, REAL and TEXT."""
     if dialect.name == "sqlite":
         plain: dict[ColumnType, sa.types.TypeEngine[Any]] = {"number": sa.REAL(), "text": sa.TEXT(), "json": sa.TEXT()}

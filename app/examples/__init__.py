@@ -1,0 +1,1 @@
+"""Functions that the example workflows call through transform.python."""
