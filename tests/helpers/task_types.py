@@ -210,8 +210,8 @@ class PlainExpressions:
 
 def order(type_: str, do: str = "echo", value: Any = None, **more: Any) -> TaskOrder:
     made = TaskOrder(
-        execution_id="e-1", workflow="w", version="v", task=f"{type_}/{do}/{value!r:.60}", item=None, attempt=1, token=7,
-        type=type_, params={"do": do, "value": value}, context={"input": None, "needs": {}},
+        execution_id="e-1", workflow="w", version="v", task=f"{type_}/{do}/{value!r:.60}", item=None,
+        attempt=1, token=7, type=type_, params={"do": do, "value": value}, context={"input": None, "needs": {}},
     )  # fmt: skip
     return replace(made, **more)
 
@@ -242,7 +242,7 @@ class Reports:
 async def eventually(found: Callable[[], Any]) -> Any:
     """Wait for a condition with a deadline."""
     async with asyncio.timeout(DEADLINE_S):
-        while not (answer := found()):
+        while not (answer := found()):  # noqa: ASYNC110 - the condition is another process's
             await asyncio.sleep(0.01)
     return answer
 

@@ -18,7 +18,7 @@ from app.adapters.tasks.failures import describe, redacted
 from app.adapters.tasks.payload import Payloads, TooLarge, dumps, encode, is_plain
 from app.adapters.tasks.preparation import Preparation, Prepared, Unprepared
 from app.adapters.tasks.processes import ProcessPool, TaskProcess
-from app.adapters.tasks.protocol import AsyncTaskType, Kind, Resources, SyncTaskType, TaskCall
+from app.adapters.tasks.protocol import Kind, Resources, TaskCall, TaskType
 from app.adapters.tasks.threads import Raised, ThreadPool
 from app.domain.workflow.commands import Heartbeat, Report, TaskError
 from app.domain.workflow.orders import TaskOrder
@@ -197,26 +197,22 @@ class Executor:
         self._end(run, result, error)
 
     async def _run_async(self, run: _Run, prepared: Prepared) -> Any:
-        task_type = prepared.task_type
-        if not isinstance(task_type, AsyncTaskType):
-            raise TaskFailed("BrokenPlugin", f"{task_type.name} has no method run", retryable=False)
         self._check_left(self.abandoned_coroutines, "coroutine")
-        value = await task_type.run(self._call(run, prepared, lambda: self._beat(run)))
+        carry_out = _method(prepared.task_type, "run")
+        value = await carry_out(self._call(run, prepared, lambda: self._beat(run)))
         if is_plain(value):
             return value
         return await self._kept(await encode(value, self._largest))
 
     async def _run_blocking(self, run: _Run, prepared: Prepared) -> Any:
-        task_type = prepared.task_type
-        if not isinstance(task_type, SyncTaskType):
-            raise TaskFailed("BrokenPlugin", f"{task_type.name} has no method run_sync", retryable=False)
+        carry_out = _method(prepared.task_type, "run_sync")
         call = self._call(run, prepared, lambda: self._beat_from_thread(run))
 
         def began() -> None:
             run.in_thread = True
             self._began(run)
 
-        encoded = await self._threads.run(lambda: dumps(task_type.run_sync(call)), began)
+        encoded = await self._threads.run(lambda: dumps(carry_out(call)), began)
         return await self._kept(encoded)
 
     async def _run_in_process(self, run: _Run, prepared: Prepared) -> Any:
@@ -397,6 +393,14 @@ class Executor:
 
     def _came_back(self, _: "asyncio.Task[None]") -> None:
         self.abandoned_coroutines -= 1
+
+
+def _method(task_type: TaskType, name: str) -> Callable[[TaskCall[Any]], Any]:
+    """A look at the Protocol itself would take longer than a small task."""
+    found: Callable[[TaskCall[Any]], Any] | None = getattr(task_type, name, None)
+    if found is None:
+        raise TaskFailed("BrokenPlugin", f"the type {task_type.name} has no method {name}", retryable=False)
+    return found
 
 
 def _raised(told: Mapping[str, Any]) -> TaskFailed:

@@ -35,10 +35,12 @@ class Types(Protocol):
 class Shape:
     """What is the same for every attempt of a task of one version.
 
-    `params` is there when nothing in them depends on the attempt: attempts share it.
+    `written` is `with` as the definition has it, `given` the same without `from`. `params` is there when nothing in
+    them depends on the attempt: attempts share it.
     """
 
     task_type: TaskType
+    written: Mapping[str, Any]
     given: Mapping[str, Any]
     source: Any
     renders: bool
@@ -111,7 +113,7 @@ class Preparation:
     def _shape(self, order: TaskOrder) -> Shape:
         key = (order.workflow, order.version, order.task, order.type)
         shape = self._shapes.get(key)
-        if shape is None:
+        if shape is None or shape.written != order.params:
             shape = self._shapes[key] = self._new_shape(order)
             if len(self._shapes) > SHAPES:
                 self._shapes.popitem(last=False)
@@ -125,9 +127,11 @@ class Preparation:
         renders = _any_string(given, lambda text: "${" in REFERENCE.sub("", text))
         if has_secrets or renders:
             chooses = hasattr(task_type, "kind_of")
-            return Shape(task_type, given, source, renders, has_secrets, None, None if chooses else task_type.kind)
+            return Shape(
+                task_type, order.params, given, source, renders, has_secrets, None, None if chooses else task_type.kind
+            )
         params = task_type.params_model.model_validate(given)
-        return Shape(task_type, given, source, renders, has_secrets, params, kind_of(task_type, params))
+        return Shape(task_type, order.params, given, source, renders, has_secrets, params, kind_of(task_type, params))
 
     def _rows(self, shape: Shape, needs: Mapping[str, Any], names: Mapping[str, Any]) -> Sequence[Any]:
         source = shape.source
