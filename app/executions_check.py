@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import orjson
 
+from app.definition_wire import decode_definition, id_of_key, workflow_of
 from app.domain.workflow import audit
 from app.domain.workflow.audit import Fault, LoggedRun
 from app.domain.workflow.commands import Start
@@ -29,8 +30,9 @@ from app.domain.workflow.placement import partition_of
 from app.effects_book import EffectsBook
 from app.ports import InRecord
 from app.workflow_wire import command_type, decode_command, decode_run
-from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER, WORKFLOW_EVENTS
+from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER, WORKFLOW_DEFINITIONS, WORKFLOW_EVENTS
 
+GROUP_SUFFIX = "workflow"  # the coordinators' consumer group, after the client's id
 KEPT_FAULTS = 10_000
 # Measured: an execution's id, its list of runs and the objects round their bytes, beside the bytes themselves.
 RUN_OVERHEAD_BYTES = 250
@@ -169,6 +171,18 @@ async def _refused(log: Log, topics: Topics) -> frozenset[tuple[int, int]]:
                 if letter.get("kind") == "command" and letter.get("topic") == topics.commands:
                     found.add((letter["partition"], letter["offset"]))
     return frozenset(found)
+
+
+async def registered(log: Log, topic: str = WORKFLOW_DEFINITIONS.name) -> dict[tuple[str, str], Workflow]:
+    """Every version of every workflow that the topic tells, as the engine reads them."""
+    found: dict[tuple[str, str], Workflow] = {}
+    async with aclosing(log.read(topic, await log.begins(topic), await log.ends(topic))) as batches:
+        async for batch in batches:
+            for record in batch:
+                where = id_of_key(_text(record.key))
+                if where is not None and where[0] == "workflow" and record.value is not None:
+                    found[where[1], where[2]] = workflow_of(decode_definition(record.value))
+    return found
 
 
 class _Found(NamedTuple):

@@ -52,7 +52,8 @@ class Engine:
             "metrics.port": 0,
             "http.host": HOST,
             "http.port": self.port,
-            "log.level": "warning",
+            "log.level": "WARNING",
+            "tasks.python_modules": '["app.bench.ours"]',
             **(settings or {}),
         }
         self.children: dict[str, Child] = {}

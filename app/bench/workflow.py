@@ -31,23 +31,24 @@ ALONE = 300
 WARM_UP = 300
 PHASE_TIMEOUT_S = 180.0
 WORKFLOW = "bench-three"
+STEP_MODULE = "app.bench.ours.steps"
+
+
+def _step(name: str, **more: Any) -> dict[str, Any]:
+    args = more.pop("args", {})
+    return {
+        "type": "transform.python",
+        "with": {"function": f"{STEP_MODULE}:{name}", "mode": "async", "args": args},
+        **more,
+    }
+
+
 DEFINITION: dict[str, Any] = {
     "id": WORKFLOW,
     "tasks": {
-        "source": {
-            "type": "transform.python",
-            "with": {"call": "app.bench.ours.steps:source", "args": {"number": "${input.number}"}, "run": "inline"},
-        },
-        "transform": {
-            "type": "transform.python",
-            "needs": ["source"],
-            "with": {"call": "app.bench.ours.steps:transform", "args": {"rows": "${source}"}, "run": "inline"},
-        },
-        "sink": {
-            "type": "transform.python",
-            "needs": ["transform"],
-            "with": {"call": "app.bench.ours.steps:sink", "args": {"rows": "${transform}"}, "run": "inline"},
-        },
+        "source": _step("source", args={"number": "${input.number}"}),
+        "transform": _step("transform", needs=["source"]),
+        "sink": _step("sink", needs=["transform"]),
     },
 }
 

@@ -1,20 +1,21 @@
 """`headrace check`: hold what the pipeline has made against what it was made from."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli import check_executions
 from app.cli.broker import Bootstrap, Since, as_time, ask_kafka, since_ms
-from app.cli.options import AsJson, ConfigFile, SetFlags, console, print_json
+from app.cli.options import AsJson, ConfigFile, SetFlags, print_json
+from app.cli.progress import progress_bar
 from app.cli.tables import show_table
 
 if TYPE_CHECKING:
-    from app.rollup_check import Checked, Progress
+    from app.rollup_check import Checked
     from config.settings import Settings
 
 app = typer.Typer()
+app.command("executions")(check_executions.command)
 
 
 @app.callback()
@@ -54,7 +55,7 @@ def rollups(
         transform = terms_of(settings)
         group = f"{settings.kafka.client_id}-transform"
         terms = Terms(transform.spec, transform.limits, group, wait_s, memory_mb << 20)
-        with _progress() as progress:
+        with progress_bar() as progress:
             return await check_rollups(
                 TopicReader(settings.kafka),
                 settings.kafka,
@@ -70,18 +71,6 @@ def rollups(
     else:
         _print(checked, show)
     raise typer.Exit(0 if checked.is_equal else 1)
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """A bar on stderr, on a terminal only."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    screen = console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def _print_json(checked: "Checked", show: int) -> None:

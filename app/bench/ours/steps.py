@@ -3,16 +3,16 @@
 from typing import Any
 
 
-def source(number: int) -> list[dict[str, float]]:
+async def source(_: list[Any], number: int) -> list[dict[str, float]]:
     """Three rows made of the number."""
     return [{"device": float(at), "value": float(number + at)} for at in range(3)]
 
 
-def transform(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+async def transform(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     """The same rows in another unit."""
     return [{**row, "value": row["value"] * 1.8 + 32} for row in rows]
 
 
-def sink(rows: list[dict[str, Any]]) -> dict[str, int]:
+async def sink(rows: list[dict[str, float]]) -> dict[str, int]:
     """How many rows there were."""
     return {"stored": len(rows)}
