@@ -67,6 +67,8 @@ ACTIONS: dict[str, str] = {
     "http_request_failed": "A request met a bug and was answered 500.",
     "read_model_reads": "The read model, or the device registry, is connected.",
     "read_model_waits": "The read model, or the device registry, waits for Kafka.",
+    "executions_feed_ended": "The process that feeds the index of executions ended; it is started again.",
+    "executions_feed_refused": "Another process feeds the index of executions in the same folder.",
     "read_model_skipped": "The read model skipped telemetry that nobody would see; `records`.",
 }
 

@@ -5,8 +5,6 @@ import re
 import uuid
 from typing import Final
 
-from app.domain.workflow.placement import placed
-
 MAX_CHARS: Final = 200
 _EXECUTION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 _WORKFLOW: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -33,8 +31,3 @@ def new_id(now_ms: int) -> str:
 def repeatable_id(workflow: str, idempotency_key: str) -> str:
     """The id of every start of `workflow` with this key."""
     return str(uuid.uuid5(_REPEATABLE, f"{workflow}\x1f{idempotency_key}"))
-
-
-def placed_id(execution_id: str, workflow: str, key: str | None, partitions: int) -> str:
-    """The id of an execution that must live where all of its workflow and key do."""
-    return placed(execution_id, f"{workflow}\x1f{key or ''}", partitions)

@@ -13,11 +13,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import app
+from app.adapters.definitions_feed import DefinitionsFeed
+from app.adapters.execution_feed import TOPICS, configuration
+from app.adapters.expressions import CelExpressions
 from app.adapters.read_feed import ReadFeed
 from app.http import ops, problems
 from app.http.asgi import Limited
 from app.http.config import document
 from app.http.devices import devices_router
+from app.http.execution_bulk import bulk_router
+from app.http.execution_index import ExecutionIndex
+from app.http.execution_stream import StreamRoutes
+from app.http.executions import executions_router
 from app.http.forward import ForwardView
 from app.http.health import Check, HealthRegistry
 from app.http.read_model import ReadModel
@@ -26,9 +33,12 @@ from app.http.rollups import rollups_router
 from app.http.schemas import LedgerView
 from app.http.server import HttpServer, bind
 from app.http.signals import signals_router
+from app.http.start import CommandPublisher, Starter
+from app.http.start_routes import StartRoutes
 from app.http.view import PATHS, SUPERVISOR_URL, LocalView, OpsView
+from app.http.workflow_access import Access
+from app.http.workflow_docs import add_documented
 from app.metrics import REGISTRY
-from app.ports import Publisher
 from config.http import HttpSettings
 from config.settings import Settings
 
@@ -37,21 +47,32 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def api_app(reads: Reads, view: OpsView, settings: HttpSettings) -> ASGIApp:
-    """The API with its documentation, and the operational endpoints for convenience."""
+def api_app(reads: Reads, view: OpsView, settings: HttpSettings, access: Access | None = None) -> ASGIApp:
+    """The API with its documentation, and the operational endpoints for convenience.
+
+    Without `access` there are no workflows, only devices.
+    """
     api: FastAPI = FastAPIOffline(
         title="Headrace",
         version=app.__version__,
-        description="Devices, rollups and signals as read from Kafka, and commands to the fleet.",
+        description="Workflows and their executions; devices, rollups and signals as read from Kafka.",
         redoc_url=None,
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     )
     for router in (devices_router(reads), rollups_router(reads), signals_router(reads)):
         api.include_router(router)
+    if access is not None:
+        for router in (executions_router(access), bulk_router(access)):
+            api.include_router(router)
+        add_documented(api)
     _add_operations(api, view)
     problems.install(api)
     api.add_exception_handler(RequestValidationError, on_invalid_request)
-    return Limited(api, body_limit_bytes=settings.body_limit_bytes, request_timeout_s=settings.request_timeout_s)
+    limited = Limited(api, body_limit_bytes=settings.body_limit_bytes, request_timeout_s=settings.request_timeout_s)
+    if access is None:
+        return limited
+    starts = StartRoutes(limited, access.starter, access.index, read_timeout_s=settings.request_timeout_s)
+    return StreamRoutes(starts, access.index, settings.executions)
 
 
 def _add_operations(api: FastAPI, view: OpsView) -> None:
@@ -115,15 +136,24 @@ class Gateway:
             settings.kafka, bootstrap_servers, settings.http.read_model, model.take, model.forget_sequences
         )
         self.reads = Reads(model, settings.http, now_ms, lambda: self.feed.caught_up)
+        self.definitions = DefinitionsFeed(settings.kafka, bootstrap_servers, settings.http.read_model)
+        first = configuration(settings.kafka, bootstrap_servers, settings.http.executions, settings.log, TOPICS)
+        self.access = Access(
+            settings.http,
+            Starter(settings.http.starts, settings.workflow.input_bytes, now_ms, self.definitions, CelExpressions()),
+            ExecutionIndex(settings.http.executions, first),
+        )
+        self._streams: StreamRoutes | None = None
         self._server: HttpServer | None = None
 
     @property
-    def publisher(self) -> Publisher | None:
-        return self.reads.publisher
+    def publisher(self) -> CommandPublisher | None:
+        return self.access.starter.publisher
 
     @publisher.setter
-    def publisher(self, publisher: Publisher) -> None:
+    def publisher(self, publisher: CommandPublisher) -> None:
         self.reads.publisher = publisher
+        self.access.starter.publisher = publisher
 
     @property
     def url(self) -> str:
@@ -134,24 +164,37 @@ class Gateway:
         """Answer on the API port; raises `EnvironmentError_` when it is taken."""
         http = self._settings.http
         listening = bind(http.host, http.port, "the HTTP API", "http.port")
-        asgi = api_app(self.reads, self._forward or self._local, http)
+        asgi = api_app(self.reads, self._forward or self._local, http, self.access)
+        self._streams = asgi if isinstance(asgi, StreamRoutes) else None
         self._server = HttpServer(asgi, listening, keep_alive_s=http.keep_alive_s, connections_max=http.connections_max)
         self._health.add("read model", self._check)
+        self._health.add("executions", self.access.index.check)
+        self._health.add("workflows", self._check_definitions)
         await self._server.start()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Feed the read model until `stop`, then answer what was asked and close the port."""
+        """Feed what the API reads until `stop`, then answer what was asked and close the port."""
         try:
-            await self.feed.run(stop)
+            async with asyncio.TaskGroup() as feeds:
+                feeds.create_task(self.feed.run(stop), name="read model")
+                feeds.create_task(self.definitions.run(stop), name="definitions")
+                feeds.create_task(self.access.index.run(stop), name="executions")
         finally:
             await self.close()
 
     async def close(self) -> None:
-        self._health.remove("read model")
+        for name in ("read model", "executions", "workflows"):
+            self._health.remove(name)
+        if self._streams is not None:
+            self._streams.close()
         if self._server is not None:
             await self._server.stop()
+        self.access.index.close()
         if self._forward is not None:
             await self._forward.close()
+
+    def _check_definitions(self) -> Check:
+        return Check(self.definitions.ready, f"{len(self.definitions.workflows())} workflows")
 
     def _check(self) -> Check:
         feed = self.feed

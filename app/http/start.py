@@ -3,20 +3,18 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 from starlette.exceptions import HTTPException
 
-from app.domain.workflow.commands import Start
 from app.domain.workflow.definition import Workflow
 from app.domain.workflow.expressions import ExpressionError, Expressions
-from app.domain.workflow.placement import partition_of
 from app.errors import BrokerUnavailable
-from app.http.execution_ids import MAX_CHARS, is_workflow_id, new_id, placed_id, repeatable_id
+from app.http.execution_ids import MAX_CHARS, is_workflow_id, new_id, repeatable_id
 from app.ports import Definitions, OutRecord, Publisher
-from app.workflow_wire import encode_command
+from app.workflow_starts import start_of, start_record
 from config.http import StartsSettings
 from config.topics import WORKFLOW_COMMANDS
 
@@ -145,49 +143,31 @@ class Starter:
         """What to answer and what to send; nothing is sent for a start that was accepted before."""
         if asked.input_bytes > self.input_bytes:
             raise Refused(413, f"The input may hold {self.input_bytes} bytes at most.", field="input")
-        key = asked.key if asked.key is not None else self._key(workflow, asked.input)
-        at_ms = self.now_ms()
-        if asked.idempotency_key is None:
-            execution_id = new_id(at_ms)
-        else:
+        execution_id = new_id(at_ms := self.now_ms())
+        if asked.idempotency_key is not None:
             execution_id = repeatable_id(workflow.id, asked.idempotency_key)
             if (known := self._repeats.get(execution_id)) is not None:
                 return known, None
-        if workflow.concurrency is not None or workflow.rate is not None:
-            execution_id = placed_id(execution_id, workflow.id, key, partitions)
-        command = Start(
-            execution_id=execution_id,
-            workflow=workflow.id,
-            version=workflow.version,
-            input=asked.input,
-            key=key,
-            priority=workflow.priority if asked.priority is None else asked.priority,
-            at_ms=at_ms,
-            trigger=_TRIGGER,
-            traceparent=traceparent,
-        )
-        headers = () if traceparent is None else (("traceparent", traceparent.encode()),)
-        record = OutRecord(
-            WORKFLOW_COMMANDS.name,
-            execution_id.encode(),
-            encode_command(command),
-            at_ms,
-            headers,
-            partition_of(execution_id, partitions),
-        )
-        return Accepted(execution_id, workflow.id, workflow.version), record
-
-    def _key(self, workflow: Workflow, given: Any) -> str | None:
-        """The value of the workflow's concurrency key. Raises `Refused` 422 when the input has none."""
-        if workflow.concurrency is None or workflow.concurrency.key is None:
-            return None
         if self.expressions is None:
             raise Refused(503, "Expressions cannot be evaluated yet.", retry_after_s=1)
         try:
-            return key_text(self.expressions.evaluate(workflow.concurrency.key, {"input": given, "trigger": _TRIGGER}))
+            command = start_of(
+                workflow,
+                execution_id,
+                asked.input,
+                _TRIGGER,
+                self.expressions,
+                partitions,
+                at_ms=at_ms,
+                key=asked.key,
+                traceparent=traceparent,
+            )
         except ExpressionError as error:
-            source = workflow.concurrency.key
-            raise Refused(422, f"The concurrency key {source} has no value: {error}", field="input") from error
+            raise Refused(422, f"The input gives no concurrency key: {error}", field="input") from error
+        if asked.priority is not None:
+            command = replace(command, priority=asked.priority)
+        accepted = Accepted(command.execution_id, workflow.id, workflow.version)
+        return accepted, start_record(command, partitions, at_ms)
 
     async def publish(self, records: Sequence[OutRecord]) -> None:
         """Return when all are acknowledged. Raises `Refused` 503, after which they may arrive all the same."""
@@ -216,11 +196,6 @@ class Starter:
         self._repeats[repeatable_id(accepted.workflow, asked.idempotency_key)] = accepted._replace(known=True)
         if len(self._repeats) > _REMEMBERED:
             self._repeats.popitem(last=False)
-
-
-def key_text(value: Any) -> str:
-    """The value of a concurrency key as text: a string as it is, anything else as JSON."""
-    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=str).decode()
 
 
 def read_body(body: bytes, *, raw: bool) -> Asked:

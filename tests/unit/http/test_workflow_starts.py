@@ -13,7 +13,7 @@ from app.domain.workflow.placement import partition_of
 from app.errors import PublishFailed
 from app.http.execution_ids import new_id
 from app.http.rate import Rates
-from app.http.start import Accepted, Starter, key_text
+from app.http.start import Accepted, Starter
 from app.http.start_routes import SINGLE, StartRoutes
 from app.metrics import HTTP_REQUESTS
 from app.workflow_wire import decode_command
@@ -175,13 +175,6 @@ async def test_a_rate_brings_all_executions_of_a_workflow_together():
 async def test_a_concurrency_key_without_a_value_is_refused(api):
     assert "input.device_id" in _is_problem(await api.post("/workflows/keyed/execute", json={"x": 1}), 422)["detail"]
     assert api.sent.records == []
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [("a", "a"), (7, "7"), (True, "true"), (None, "null"), ({"b": 1, "a": 2}, '{"a":2,"b":1}')]
-)
-def test_a_concurrency_key_is_text(value, text):
-    assert key_text(value) == text
 
 
 async def test_an_unknown_workflow_is_404_only_when_all_are_known():
