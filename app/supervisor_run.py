@@ -29,7 +29,7 @@ from config.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ROLES = ("producer", "worker", "api-gateway")
+ROLES = ("producer", "worker", "coordinator", "api-gateway")
 PLAIN_STATUS_EVERY = 10
 # The block of addresses comes when all of them answer, but no later than this.
 READY_WAIT_S = 10.0

@@ -27,6 +27,7 @@ EVERY_ROLE = {"process_resident_memory_bytes", "process_cpu_seconds_total", "con
 OF_A_ROLE = {
     "producer": {"kafka_messages_sent_total", "device_data_generated_total", "telemetry_ledger_records_total"},
     "worker": {"rollups_emitted_total", "sink_records_total", "stream_lag_records", "telemetry_duplicates_total"},
+    "coordinator": {"workflow_executions_active", "workflow_task_retries_total"},
     "api-gateway": {"http_requests_total", "http_request_duration_seconds_count"},
 }
 

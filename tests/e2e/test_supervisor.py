@@ -116,7 +116,7 @@ def test_children_stop_in_order_and_the_ledger_balances(up):
     up.signal(signal.SIGINT)
     assert up.ended() == 0
     stops = [line.split()[0] for line in up.lines if line.endswith(" stops")]
-    assert stops == ["producer", "worker", "api-gateway"]
+    assert stops == ["producer", "worker", "coordinator", "api-gateway"]
     assert "Ledger balanced: 10 generated, 10 acknowledged, 0 in flight" in up.output
     assert not any(child.is_running() for child in children)
     assert "WARNING" not in up.output

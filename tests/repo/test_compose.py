@@ -36,6 +36,7 @@ PASSWORD = "of-the-test"
 SERVICES = services({"POSTGRES_PASSWORD": PASSWORD})
 OURS = ours({"POSTGRES_PASSWORD": PASSWORD})
 PLAIN = {name: service for name, service in SERVICES.items() if "profiles" not in service}
+WITH_FILES = {"worker", "coordinator", "api-gateway"}
 HOME = stages()[-1].last("WORKDIR").text
 
 every_service = pytest.mark.parametrize("name", SERVICES)
@@ -163,7 +164,7 @@ def test_our_services_write_to_their_volume_and_tmp_only(name: str) -> None:
     assert service["read_only"] is True
     assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
     targets = [volume.split(":")[1] for volume in service.get("volumes", [])]
-    assert targets == ([f"{HOME}/.headrace"] if "worker" in roles_of(service) else [])
+    assert targets == ([f"{HOME}/.headrace"] if WITH_FILES & set(roles_of(service)) else [])
 
 
 @every_one_of_ours
@@ -208,7 +209,7 @@ def test_our_stop_ends_before_dockers_patience(name: str) -> None:
 @every_one_of_ours
 def test_what_we_write_is_in_the_volume(name: str) -> None:
     settings = settings_of(name).settings
-    if "worker" not in roles_of(OURS[name]):
+    if not WITH_FILES & set(roles_of(OURS[name])):
         return
     assert settings.tables.directory.startswith(".headrace/")
     for target in settings.sinks.targets:
@@ -224,8 +225,9 @@ def test_what_we_write_is_in_the_volume(name: str) -> None:
 def test_worker_nodes_share_no_sink_and_no_folder() -> None:
     workers = [name for name in OURS if "worker" in roles_of(OURS[name])]
     names = [target.name for name in workers for target in settings_of(name).settings.sinks.targets]
-    volumes = [volume for name in workers for volume in OURS[name]["volumes"]]
+    volumes = [volume for name in OURS for volume in OURS[name].get("volumes", [])]
     assert len(set(names)) == len(names) == len(workers)
+    assert len(volumes) == len([name for name in OURS if WITH_FILES & set(roles_of(OURS[name]))])
     assert len(set(volumes)) == len(volumes)
 
 
