@@ -11,11 +11,17 @@ from app.bench.broker import BenchBroker
 from app.bench.capacity import SECONDS as CAPACITY_SECONDS
 from app.bench.capacity import bench_capacity
 from app.bench.environments import Say
+from app.bench.executions import FINISHED, bench_executions
 from app.bench.processing import bench_rollup, bench_transform
 from app.bench.producing import bench_batch_vs_single, bench_producer
 from app.bench.result import Result
 from app.bench.send_latency import SECONDS, bench_send_latency
 from app.bench.side import Effort, Progress
+from app.bench.timers import SECONDS as TIMER_SECONDS
+from app.bench.timers import bench_timers
+from app.bench.trigger import SECONDS as TRIGGER_SECONDS
+from app.bench.trigger import bench_trigger
+from app.bench.workflow import bench_workflow
 from config.embedded import EmbeddedSettings
 
 Bench = Callable[[BenchBroker, Effort, Say, Progress], Awaitable[Result]]
@@ -23,13 +29,17 @@ Bench = Callable[[BenchBroker, Effort, Say, Progress], Awaitable[Result]]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One benchmark; `records` of the open loops are their seconds times 10,000."""
+    """One benchmark; `records` of the open loops are their seconds times 10,000, of `trigger` and `timers` seconds.
+
+    What takes long is not part of `bench all`.
+    """
 
     name: str
     about: str
     run: Bench
     records: int
     runs: int = 3
+    is_long: bool = False
 
 
 async def _producer(broker: BenchBroker, effort: Effort, say: Say, _: Progress) -> Result:
@@ -49,6 +59,18 @@ async def _capacity(broker: BenchBroker, effort: Effort, say: Say, progress: Pro
     return await bench_capacity(broker, max(1, effort.records // 10_000), say, progress)
 
 
+async def _trigger(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    return await bench_trigger(broker, effort.records, say, progress)
+
+
+async def _timers(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    return await bench_timers(broker, effort.runs, effort.records, say, progress)
+
+
+async def _executions(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    return await bench_executions(broker, effort.records, say, progress)
+
+
 SUITE: tuple[Entry, ...] = (
     Entry("producer", "Records sent and acknowledged a second.", _producer, 1_000_000),
     Entry(
@@ -58,6 +80,14 @@ SUITE: tuple[Entry, ...] = (
     Entry("rollup", "Tumbling windows with durable state.", bench_rollup, 1_000_000),
     Entry("send-latency", "10,000 messages/s, open loop, to acknowledgement.", _send_latency, SECONDS * 10_000, 1),
     Entry("capacity", "Memory and CPU of the producer at several loads.", _capacity, CAPACITY_SECONDS * 10_000, 1),
+    Entry("workflow", "Three durable steps: executions a second, and one at a time.", bench_workflow, 20_000),
+    Entry(
+        "trigger", "HTTP starts at several rates, open loop, and the most there can be.", _trigger, TRIGGER_SECONDS, 1
+    ),
+    Entry("timers", "A thousand durable timers due each second: how late they fire.", _timers, TIMER_SECONDS, 1),
+    Entry(
+        "executions", "A million finished, 100,000 waiting: weight and reads.", _executions, FINISHED, 1, is_long=True
+    ),
 )
 
 
