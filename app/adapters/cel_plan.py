@@ -32,6 +32,7 @@ _CLASS_NS: Final = 300_000  # a Unicode class (\w) is compiled at every call
 
 _REPEAT: Final = re.compile(r"\{\d*,?(\d*)\}|\{(\d+)\}")
 _CLASS: Final = re.compile(r"\\[wWdDsSbBpP]")
+_SYNTAX: Final = re.compile(r"ERROR: <input>:\d+:(\d+): (?:Syntax error: )?(.*)")
 FUNCTIONS: Final = frozenset(
     {
         *("size", "contains", "startsWith", "endsWith", "matches", "has", "int", "uint", "double", "string", "bytes"),
@@ -438,6 +439,8 @@ def _sentence(error: BaseException) -> str:
     """The first thing the library says, without its drawing of the place."""
     if isinstance(error, KeyError):
         return f"there is no field {str(error.args[0])[:100] if error.args else ''}".strip()
+    if (syntax := _SYNTAX.search(str(error))) is not None:
+        return f"at character {syntax[1]}: {syntax[2].partition(' expecting {')[0]}"
     lines = [line for line in str(error).splitlines() if line and not line.startswith("|")]
     said = lines[0].partition(". Check")[0].partition(" CEL does not coerce")[0] if lines else type(error).__name__
     return said if len(said) <= 300 else f"{said[:299]}…"
