@@ -73,9 +73,13 @@ class StreamRoutes:
             await asyncio.wait({stream, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._streams.discard(stream)
+            listens = not gone.done()
             for task in (stream, gone):
                 task.cancel()
             ended = await asyncio.gather(stream, gone, return_exceptions=True)
+        if listens and isinstance(ended[0], asyncio.CancelledError | Unavailable):
+            # `close`, or an index that is away: a whole response, after which the client comes again.
+            await self._give(send, {"type": "http.response.body", "body": b""})
         if isinstance(ended[0], Exception) and not isinstance(ended[0], TimeoutError | Unavailable | OSError):
             raise ended[0]
         return 200

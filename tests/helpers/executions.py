@@ -24,9 +24,11 @@ def start(execution_id: str, workflow: str = "press-overheat", at: int = T0_MS, 
     )
 
 
-def run(execution_id: str, *events: Event, epoch: int = 1, workflow: str = "press-overheat") -> bytes:
+def run(
+    execution_id: str, *events: Event, epoch: int = 1, workflow: str = "press-overheat", version: str = "v1"
+) -> bytes:
     """A run as it is on `workflow.events`."""
-    return encode_run(execution_id, workflow, "v1", epoch, events)
+    return encode_run(execution_id, workflow, version, epoch, events)
 
 
 def started(at: int = T0_MS, *, queued: bool = False, key: str | None = None, given: Any = None) -> ExecutionStarted:
