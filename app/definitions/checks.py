@@ -26,7 +26,9 @@ RESERVED: Final = frozenset(
     }
 )
 _PASSWORD: Final = re.compile(r"://[^/@\s:]*:([^@\s/]+)@")
-_SECRET_FIELD: Final = re.compile(r"(?:^|_|-)(?:password|passwd|secret|token|api_?key|authorization)$", re.IGNORECASE)
+_SECRET_FIELD: Final = re.compile(
+    r"(?:^|_|-)(?:password|passwd|secret|token|api[_-]?key|authorization)$", re.IGNORECASE
+)
 
 
 class Found(NamedTuple):
@@ -58,7 +60,7 @@ def problems_of(document: Mapping[str, Any], types: TaskTypes) -> Iterator[Found
         yield from _task(document, ("tasks", name), task, types)
     on_failure = document.get("on_failure")
     if isinstance(on_failure, dict):
-        if on_failure.get("type") in CONTROL_PARAMS:
+        if on_failure.get("type") in list(CONTROL_PARAMS):
             yield Found(("on_failure", "type"), f"on_failure cannot be of the type {on_failure['type']}")
         yield from _task(document, ("on_failure",), on_failure, types)
     yield from (Found(*each) for each in expressions.problems_of(document, tasks))
@@ -139,10 +141,10 @@ def _cron(path: Path, cron: str, zone: str) -> Iterator[Found]:
 
 
 def _task(document: Mapping[str, Any], path: Path, task: Mapping[str, Any], types: TaskTypes) -> Iterator[Found]:
-    kind = task.get("type")
+    kind = task["type"] if isinstance(task.get("type"), str) else ""
     given = task.get("with")
     params = {} if given is None else given
-    if isinstance(kind, str):
+    if kind:
         model = CONTROL_PARAMS.get(kind)
         if model is None and kind not in types.names():
             yield Found((*path, "type"), f"there is no task type {kind}{suggestion(kind, _all_types(types))}")

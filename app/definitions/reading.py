@@ -63,7 +63,7 @@ def _checked(text: Text, types: TaskTypes) -> Reading:
             severity = "warning" if each.is_warning else "error"
             found.append(Problem(dotted(each.path), each.message, *text.place(each.path), severity))  # type: ignore[arg-type]
     if isinstance(document, Mapping) and (size := len(orjson.dumps(document))) > MAX_BYTES:
-        found.append(Problem("", f"it has {size} bytes, the most is {MAX_BYTES}"))
+        found.append(Problem("", f"it has {size} bytes when aliases are unfolded, the most is {MAX_BYTES}"))
     problems = tuple(sorted(dict.fromkeys(found), key=lambda one: (one.line, one.column))[:MAX_PROBLEMS])
     if any(one.severity == "error" for one in problems):
         return Reading(None, None, problems)

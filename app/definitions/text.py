@@ -1,5 +1,6 @@
 """Reads the text of a definition, YAML or JSON, into plain JSON values with the line and column of each."""
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ MAX_BYTES: Final = 256 << 10
 # Aliases may name a node many times; what unfolds to more than this is a mistake or an attack.
 MAX_VALUES: Final = 50_000
 MAX_DEPTH: Final = 50
-_STR: Final = "tag:yaml.org,2002:str"
+_PAIR: Final = re.compile(r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
 
 
 class _Loader(yaml.CSafeLoader):
@@ -60,8 +61,13 @@ def read_text(content: str | bytes) -> Text:
     if decoded is None:
         return text
     try:
-        # Outside of texts JSON may be indented by tabs, within them it has none; YAML knows no such tabs.
-        node = yaml.compose(decoded.replace("\t", " ") if decoded.lstrip()[:1] == "{" else decoded, Loader=_Loader)
+        if decoded.lstrip()[:1] == "{":
+            # Outside of texts JSON may be indented by tabs, within them it has none; YAML knows no such tabs.
+            decoded = _PAIR.sub(_paired, decoded.replace("\t", " "))
+        if (too_deep := _too_deep(decoded)) is not None:
+            text.problems.append(too_deep)
+            return text
+        node = yaml.compose(decoded, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         text.problems.append(_syntax(error))
         return text
@@ -73,13 +79,31 @@ def read_text(content: str | bytes) -> Text:
     return text
 
 
+def _paired(match: re.Match[str]) -> str:
+    """What JSON writes as two escapes is one character, which YAML cannot write so."""
+    return str(json.loads(f'"{match[0]}"'))
+
+
+def _too_deep(text: str) -> Problem | None:
+    """Looked at before anything is composed: the library composes by recursion and overflows the stack in C."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                return Problem("", f"it is nested deeper than {MAX_DEPTH}", *_mark(event))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return None
+
+
 def _decoded(content: str | bytes, text: Text) -> str | None:
     size = len(content) if isinstance(content, bytes) else len(content.encode(errors="replace"))
     if size > MAX_BYTES:
         text.problems.append(Problem("", f"it has {size} bytes, the most is {MAX_BYTES}"))
         return None
     if isinstance(content, str):
-        return content.removeprefix("\ufeff")
+        content = content.encode(errors="surrogatepass")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -105,9 +129,6 @@ class _Reader:
             return None
         if id(node) in above:
             self._text.problem(path, "it refers to itself")
-            return None
-        if len(above) > MAX_DEPTH:
-            self._text.problem(path, f"it is nested deeper than {MAX_DEPTH}")
             return None
         if isinstance(node, MappingNode):
             return self._mapping(node, path, (*above, id(node)))
@@ -136,7 +157,7 @@ class _Reader:
         for key, value in node.value:
             if not isinstance(key, ScalarNode):
                 self._text.problem(path, f"a key must be text (line {_mark(key)[0]})")
-            elif key.value == "<<" and key.style is None:
+            elif key.value == "<<" and key.style not in {"'", '"'}:
                 for part in value.value if isinstance(value, SequenceNode) else [value]:
                     if isinstance(part, MappingNode):
                         merged += [each for each in part.value if isinstance(each[0], ScalarNode)]
@@ -172,7 +193,7 @@ class _Reader:
         return text
 
 
-def _mark(node: Node) -> tuple[int, int]:
+def _mark(node: Any) -> tuple[int, int]:
     return int(node.start_mark.line) + 1, int(node.start_mark.column) + 1
 
 
