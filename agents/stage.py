@@ -287,6 +287,11 @@ class Stage:
         return tuple(sorted(self._workers))
 
     @property
+    def count(self) -> int:
+        """How many partitions this node has."""
+        return len(self._workers)
+
+    @property
     def processed(self) -> int:
         """Records decided since the partitions came here."""
         return sum(worker.processed for worker in self._workers.values())

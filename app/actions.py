@@ -62,6 +62,11 @@ ACTIONS: dict[str, str] = {
     "fleet_stopped": "The devices stopped.",
     "device_command": "The fleet obeyed a command; `command`, `command_id`, `devices`.",
     "replay_ended": "A recorded file was replayed to its end.",
+    # Workflows
+    "engine_recovered": "The engine of a partition is open; how many executions live, how many have work in hand.",
+    "execution_failed": "An execution failed or timed out; `workflow_id`, `execution_id`, `trace_id`.",
+    "execution_broken": "A decision of an execution met a bug; it fails with that, the others go on.",
+    "command_refused": "A record of workflow.commands is not obeyed and became a dead letter; `reason`.",
     # The API
     "health_check_failed": "A health check failed to answer.",
     "http_request_failed": "A request met a bug and was answered 500.",

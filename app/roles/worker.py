@@ -32,7 +32,7 @@ from app.roles.context import Context, first_of, raise_crash, stopped
 from app.rules import compile_section
 from config.settings import Settings
 from config.sinks import SinkSettings
-from config.topics import DEVICE_TELEMETRY, TRANSFORM_STATE
+from config.topics import DEVICE_TELEMETRY, TRANSFORM_STATE, TopicSpec
 from tables.partition import TablePartition
 from tables.restore import Place, open_partition
 
@@ -130,7 +130,7 @@ async def run_transform(context: Context) -> None:
     async with context.producer("transform") as producer:
         stage = Stage(
             "transform",
-            lambda partition: _open(context, producer, lease, partition),
+            lambda partition: open_tables(context, producer, lease, TRANSFORM_STATE, partition),
             lambda tables: Transform(tables, terms, context.clock.now_ms()),
             context.clock,
             lambda: tick_s(context.current()),
@@ -183,7 +183,11 @@ async def _feed(stream: Any, stage: Stage) -> None:
         stage.feed(Delivered(event))
 
 
-async def _open(context: Context, producer: BatchProducer, lease: Lease, partition: int) -> TablePartition:
+async def open_tables(
+    context: Context, producer: BatchProducer, lease: Lease, changelog: TopicSpec, partition: int
+) -> TablePartition:
+    """Open, restore and take over one partition of the tables of a stage, `<stage>.state` its changelog."""
+    stage = changelog.name.partition(".")[0]
     tables = context.settings.tables
     folder = RocksFolder(
         RocksLimits(
@@ -196,12 +200,12 @@ async def _open(context: Context, producer: BatchProducer, lease: Lease, partiti
     reader = KafkaChangelogReader(
         context.bootstrap, tables.restore_batch_records, **security_options(context.settings.kafka)
     )
-    place = Place(Path(tables.directory) / "transform" / str(partition), TRANSFORM_STATE.name, partition)
+    place = Place(Path(tables.directory) / stage / str(partition), changelog.name, partition)
     opened, restored = await _insist(
         lambda: open_partition(place, folder, reader, producer, lease.held, context.clock.now_ms), context.clock
     )
-    metrics.TABLE_RESTORED.labels("transform").inc(restored.records)
-    metrics.TABLE_RESTORE_SECONDS.labels("transform").observe(restored.seconds)
+    metrics.TABLE_RESTORED.labels(stage).inc(restored.records)
+    metrics.TABLE_RESTORE_SECONDS.labels(stage).observe(restored.seconds)
     return opened
 
 

@@ -1,0 +1,351 @@
+"""The engine of one partition: commands, reports and timers in; events, rows and what must be done outside out.
+
+The order, which is the guarantee:
+(1) everything that waits is decided together: what executors reported, records of `workflow.commands`, timers due;
+(2) each execution that changed is written once, and `agents.stage` makes the batch durable;
+(3) only then, in `settled`, attempts begin and are called back; commands for other executions are outputs of the
+    batch, so that they are sent with it;
+(4) a new owner reads the headers of live executions, fills the limiter from them, and orders what is in hand anew.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from typing import Final
+
+from agents.engine_batch import Batch
+from agents.engine_debounce import holds_back, mark, mark_key
+from agents.engine_entities import EntityCommand, is_entity
+from agents.engine_gate import Gate
+from agents.engine_intake import Taken, Unreadable, read
+from agents.engine_keeper import EntityKeeper
+from agents.engine_outside import Outside
+from agents.engine_store import Executions, Live
+from agents.engine_sweep import Sweep
+from agents.engine_terms import LOCAL_QUEUE, Node, Wanted
+from agents.engine_turns import Turns
+from agents.engine_watch import Watch
+from app import metrics
+from app.domain.workflow.commands import (
+    Cancel,
+    Command,
+    Heartbeat,
+    Pause,
+    Report,
+    Resume,
+    RetryExecution,
+    Signal,
+    Start,
+    TaskError,
+    TimerFired,
+)
+from app.domain.workflow.effects import Dispatch, Ended, heard, is_current, order_for, outstanding
+from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.timers import timer_name
+from app.ports import InRecord
+from tables.executions import Header
+from tables.partition import Changes, TablePartition
+from tables.timers import Timers
+
+log = logging.getLogger(__name__)
+
+# Past the backlog of `workflow.local_backlog`: so few commands, so often.
+SLOW_COMMANDS: Final = 50
+SLOW_S: Final = 0.05
+TIMERS_AT_ONCE: Final = 500
+PASSIVATE_S: Final = 1.0
+ASKED_BY_PEOPLE = Cancel | Pause | Resume | Signal | RetryExecution
+
+
+class Engine:
+    """Implements `agents.stage.LiveLogic` and `agents.engine_terms.Owner`."""
+
+    def __init__(self, tables: TablePartition, node: Node) -> None:
+        self.partition = tables.partition
+        self.closed = False
+        self._tables = tables
+        self._node = node
+        terms = node.terms()
+        now_ms = node.clock.now_ms()
+        self._store = Executions(tables, node.graphs)
+        self._timers = Timers(tables.range, terms.timer_lookahead_ms, terms.timers_in_memory)
+        self._watch = Watch()
+        self._gate = Gate()
+        self._outside = Outside(node, self.partition)
+        self._turns = Turns(node, self._store, self._timers, self._gate, self._outside)
+        self._keeper = EntityKeeper(node, tables, self._turns, self._outside)
+        self._sweep = Sweep(tables, now_ms)
+        self._inbox: deque[Report | Heartbeat] = deque()
+        self._taken: list[Taken] = []
+        self._slow_until_s = 0.0
+        self._passivate_s = node.clock.monotonic_s() + PASSIVATE_S
+        self._active_shown = -1
+        self._recover(now_ms)
+
+    # ---- agents.stage.LiveLogic ----
+
+    def intake(self) -> int:
+        """Commands to take now: few while more attempts wait for a slot than is good, so that cancels still come."""
+        terms = self._node.terms()
+        if self._node.tasks.backlog <= terms.local_backlog:
+            return terms.transaction_commands
+        return SLOW_COMMANDS if self._node.clock.monotonic_s() >= self._slow_until_s else 0
+
+    def prepare(self, records: Sequence[InRecord]) -> Awaitable[None] | None:
+        """Read the records; a definition that is not known here may be on its way."""
+        self._taken = read(records, self._node.terms().limits)
+        for taken in self._taken:
+            said = taken.said
+            if isinstance(said, Start) and self._node.graphs.get(said.workflow, said.version) is None:
+                return self._node.definitions.caught_up()
+        return None
+
+    def take(self, records: Sequence[InRecord], now_ms: int, *, behind: bool) -> Changes:  # noqa: ARG002 - see `prepare`
+        """Decide what executors reported, then the records that were prepared, then timers."""
+        taken, self._taken = self._taken, []
+        self._begin(now_ms)
+        for each in taken:
+            self._obey(each)
+        if self._node.tasks.backlog > self._node.terms().local_backlog:
+            self._slow_until_s = self._node.clock.monotonic_s() + SLOW_S
+        return self._conclude(now_ms)
+
+    def tick(self, now_ms: int) -> Changes | None:
+        """Decide what executors reported, and timers."""
+        self._begin(now_ms)
+        if now_ms >= self._sweep.next_ms:
+            terms = self._node.terms()
+            self._sweep.step(self._turns.batch, terms.retention_ms, terms.sweep_executions, now_ms)
+        now_s = self._node.clock.monotonic_s()
+        if now_s >= self._passivate_s:
+            self._passivate_s = now_s + PASSIVATE_S
+            self._store.passivate(now_s - self._node.terms().passivate_after_s)
+        batch = self._conclude(now_ms)
+        return None if batch.is_empty else batch
+
+    def tick_in_s(self) -> float:
+        """0 when something waits, else until the next timer."""
+        if self._inbox:
+            return 0.0
+        clock = self._node.clock
+        wall_ms = min(self._timers.next_ms(), self._sweep.next_ms, self._gate.next_ms())
+        now_s = clock.monotonic_s()
+        steady_s = min(self._watch.next_s(), self._passivate_s)
+        if now_s < self._slow_until_s:
+            steady_s = min(steady_s, self._slow_until_s)
+        return min((wall_ms - clock.now_ms()) / 1000, steady_s - now_s)
+
+    def settled(self, changes: Changes, now_ms: int) -> None:  # noqa: ARG002 - the seam's
+        """(3)"""
+        assert isinstance(changes, Batch), "every change of an engine is a batch"
+        if self.closed:
+            return
+        for execution_id, task, item in changes.cancels:
+            self._node.tasks.cancel(execution_id, task, item)
+        for wanted in changes.dispatches:
+            self._node.tasks.offer(self, wanted)
+
+    def close(self) -> None:
+        """What runs here is ended and not reported: the next owner orders it."""
+        self.closed = True
+        self._node.tasks.drop(self)
+        metrics.WORKFLOW_ACTIVE.labels(str(self.partition)).set(0)
+
+    # ---- agents.engine_terms.Owner ----
+
+    def order(self, wanted: Wanted) -> TaskOrder | None:
+        """The order of an attempt that is still wanted; from now its time counts."""
+        live = self._store.get(wanted.execution_id)
+        if live is None or live.graph is None or live.state is None or not is_current(live.state, wanted.dispatch):
+            return None
+        clock = self._node.clock
+        is_local = wanted.queue == LOCAL_QUEUE and self._node.terms().local_tasks
+        order = order_for(live.state, live.graph, wanted.dispatch, clock.now_ms())
+        if is_local and (order.timeout_s is not None or order.heartbeat_s is not None):
+            place = (order.execution_id, order.task, order.item)
+            now_s = clock.monotonic_s()
+            self._watch.begin(place, order.attempt, order.token, order.timeout_s, order.heartbeat_s, now_s)
+        return order
+
+    def hear(self, report: Report | Heartbeat) -> None:
+        """From an executor of this process."""
+        self._inbox.append(report)
+        self._node.wake(self.partition)
+
+    @property
+    def waiting(self) -> int:
+        """Reports that are not decided."""
+        return len(self._inbox)
+
+    # ---- a batch ----
+
+    def _begin(self, now_ms: int) -> None:
+        self._turns.batch = Batch()
+        self._turns.now_ms = now_ms
+        self._timers.refill(now_ms)
+        for _ in range(min(len(self._inbox), self._node.terms().transaction_commands)):
+            self._hear(self._inbox.popleft())
+
+    def _conclude(self, now_ms: int) -> Batch:
+        """(1), its end, and (2)"""
+        self._fire(now_ms)
+        self._turns.follow_up()
+        batch = self._turns.batch
+        self._store.conclude(batch, self._node.terms(), now_ms, self._turns.unwritable)
+        batch.export()
+        if self._turns.active != self._active_shown:
+            self._active_shown = self._turns.active
+            metrics.WORKFLOW_ACTIVE.labels(str(self.partition)).set(self._active_shown)
+        return batch
+
+    def _fire(self, now_ms: int) -> None:
+        for timer in self._timers.due(now_ms, TIMERS_AT_ONCE):
+            metrics.WORKFLOW_TIMER_LAG.observe(max(0, now_ms - timer.due_ms) / 1000)
+            self._turns.batch.unset(timer.key)
+            if is_entity(timer.owner):
+                self._keeper.timer(timer.owner, timer.name, timer.due_ms)
+                continue
+            live = self._store.get(timer.owner)
+            if live is not None:
+                live.timers.pop(timer.name, None)
+                self._turns.decide(live, TimerFired(execution_id=live.id, name=timer.name, due_ms=timer.due_ms))
+        for late in self._watch.overdue(self._node.clock.monotonic_s()):
+            live = self._store.get(late.execution_id)
+            if live is not None:
+                name = timer_name("timeout" if late.kind == "timeout" else "heartbeat", *late[1:4])
+                self._turns.decide(live, TimerFired(execution_id=live.id, name=name, due_ms=now_ms))
+
+    # ---- commands ----
+
+    def _obey(self, taken: Taken) -> None:
+        said = taken.said
+        if isinstance(said, Unreadable):
+            self._refuse(taken, said.reason, said.detail)
+        elif isinstance(said, EntityCommand):
+            refused = self._keeper.take(said)
+            if refused is not None:
+                self._refuse(taken, "refused", refused)
+        elif isinstance(said, Start):
+            self._start(said, taken.oversize)
+        elif isinstance(said, Report | Heartbeat):
+            self._hear(said)
+        else:
+            self._tell(taken, said)
+
+    def _start(self, start: Start, oversize: str | None) -> None:
+        """Begin an execution, unless it exists."""
+        if self._store.get(start.execution_id) is not None:
+            return
+        if self._store.ended(start.execution_id) is not None:
+            self._repeat(start)
+            return
+        if self._is_held_back(start):
+            return
+        graph = self._node.graphs.get(start.workflow, start.version)
+        if oversize is not None:
+            self._turns.stillborn(start, TaskError(type="PayloadTooLarge", message=oversize, retryable=False))
+        elif graph is None:
+            of_version = f" in version {start.version!r}" if start.version else ""
+            message = f"There is no workflow {start.workflow!r}{of_version}."
+            self._turns.stillborn(start, TaskError(type="UnknownWorkflow", message=message, retryable=False))
+        else:
+            self._turns.start(start, graph)
+
+    def _repeat(self, start: Start) -> None:
+        """The start of one that has ended: whoever waits for its end may not have heard of it."""
+        if start.parent is None and start.notify is None:
+            return
+        live = self._store.read_ended(start.execution_id)
+        state = live.state if live is not None else None
+        if state is None:
+            return
+        ended = Ended(
+            state.status, state.result, state.error, state.failed_task, state.reason, start.parent, start.notify
+        )
+        self._turns.batch.outputs += self._outside.answers(state, ended, self._turns.now_ms)
+
+    def _is_held_back(self, start: Start) -> bool:
+        debounce = start.debounce
+        if debounce is None:
+            return False
+        key = mark_key(start.workflow, debounce.key)
+        rows = self._turns.batch.rows
+        if holds_back(rows[key] if key in rows else self._tables.get(key), start.at_ms):
+            return True
+        self._turns.batch.put(key, mark(start.at_ms, debounce.seconds))
+        return False
+
+    def _tell(self, taken: Taken, command: Command) -> None:
+        """A command for an execution that should exist."""
+        live = self._store.get(command.execution_id)
+        if live is None and isinstance(command, RetryExecution):
+            live = self._store.read_ended(command.execution_id)
+        if live is not None:
+            self._turns.decide(live, command)
+        elif isinstance(command, ASKED_BY_PEOPLE) and self._store.ended(command.execution_id) is None:
+            self._refuse(taken, "unknown_execution", f"There is no execution {command.execution_id!r}.")
+
+    def _hear(self, report: Report | Heartbeat) -> None:
+        """What an executor says of an attempt, from here or from the topic."""
+        live = self._store.get(report.execution_id)
+        if live is None or live.state is None or live.graph is None:
+            return
+        place = (report.execution_id, report.task, report.item)
+        if isinstance(report, Report):
+            self._watch.end(place)
+            self._turns.decide(live, report)
+        elif heard(live.state, report, live.graph, self._turns.now_ms):
+            silence_s = live.graph.nodes[report.task].task.heartbeat_s
+            now_s = self._node.clock.monotonic_s()
+            self._watch.beat(place, report.attempt, report.token, silence_s, now_s)
+
+    def _refuse(self, taken: Taken, reason: str, detail: str) -> None:
+        record = taken.record
+        log.warning(
+            "command at %s-%d offset %d refused: %s",
+            record.topic,
+            record.partition,
+            record.offset,
+            detail,
+            extra={"action": "command_refused", "reason": reason},
+        )
+        self._turns.batch.outputs.append(self._outside.dead_command(record, reason, detail, self._turns.now_ms))
+
+    # ---- takeover ----
+
+    def _recover(self, now_ms: int) -> None:
+        """(4)"""
+        in_hand: list[str] = []
+        for execution_id, header in self._store.headers():
+            self._turns.active += 1
+            self._turns.arrive(header.arrival)
+            self._restore_place(execution_id, header)
+            if header.active:
+                in_hand.append(execution_id)
+        for execution_id in in_hand:
+            live = self._store.get(execution_id)
+            if live is not None:
+                self._order_anew(live)
+            self._store.trim(self._node.terms())
+        log.info(
+            "engine of partition %d: %d live executions, %d with work in hand",
+            self.partition,
+            self._turns.active,
+            len(in_hand),
+            extra={"action": "engine_recovered"},
+        )
+        self._turns.now_ms = now_ms
+
+    def _restore_place(self, execution_id: str, header: Header) -> None:
+        graph = self._node.graphs.get(header.workflow, header.version)
+        if graph is not None:
+            self._gate.restore(execution_id, graph, header)
+
+    def _order_anew(self, live: Live) -> None:
+        state, graph = live.state, live.graph
+        if state is None or graph is None:
+            return
+        for effect in outstanding(state, graph):
+            if isinstance(effect, Dispatch):
+                queue = graph.nodes[effect.task].task.queue
+                self._node.tasks.offer(self, Wanted(live.id, state.workflow, state.priority, queue, effect, 0))

@@ -1,0 +1,57 @@
+"""What one batch of a partition's engine changes and does: rows, records, and what begins once it is durable."""
+
+from dataclasses import dataclass, field
+
+from agents.engine_terms import Wanted
+from app import metrics
+from app.domain.workflow.events import Event, TaskFailed, TaskSucceeded
+from app.domain.workflow.graph import Graph
+from tables.partition import Changes
+
+
+@dataclass(slots=True)
+class Batch(Changes):
+    """`dispatches` begin and `cancels` (execution, task, item) are called back once the rest is durable.
+
+    `tasks` counts attempts by (type, status), `ended` executions by (workflow, status).
+    """
+
+    dispatches: list[Wanted] = field(default_factory=list)
+    cancels: list[tuple[str, str | None, int | None]] = field(default_factory=list)
+    tasks: dict[tuple[str, str], int] = field(default_factory=dict)
+    ended: dict[tuple[str, str], int] = field(default_factory=dict)
+    retries: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was decided."""
+        return not (self.rows or self.outputs or self.dispatches or self.cancels)
+
+    def unset(self, timer: bytes) -> None:
+        """A timer's row is not wanted any more; one that this batch set was never written."""
+        if self.rows.get(timer) is not None:
+            del self.rows[timer]
+        else:
+            self.rows[timer] = None
+
+    def count(self, event: Event, graph: Graph) -> None:
+        """An attempt ended."""
+        if not isinstance(event, TaskSucceeded | TaskFailed):
+            return
+        kind = graph.nodes[event.task].task.type
+        failed = isinstance(event, TaskFailed)
+        place = (kind, "failed" if failed else "succeeded")
+        self.tasks[place] = self.tasks.get(place, 0) + 1
+        if isinstance(event, TaskFailed) and event.retry_at is not None:
+            self.retries += 1
+        if event.worker:
+            metrics.WORKFLOW_TASK_DURATION.labels(kind).observe(event.duration_ms / 1000)
+
+    def export(self) -> None:
+        """Add the counts to the metrics."""
+        for (kind, status), count in self.tasks.items():
+            metrics.WORKFLOW_TASKS.labels(kind, status).inc(count)
+        for (workflow, status), count in self.ended.items():
+            metrics.WORKFLOW_EXECUTIONS.labels(workflow, status).inc(count)
+        if self.retries:
+            metrics.WORKFLOW_RETRIES.inc(self.retries)

@@ -1,0 +1,188 @@
+"""Hands attempts to executors: to that of this process while it has a free slot, else to a topic or a fair line.
+
+An attempt of the queue `default` waits here for a slot of this process, in a line that is fair between workflows;
+what waits is only named, the order is made when it is handed out. With `workflow.local_tasks` off, and for every
+other queue, the order is a record of `workflow.tasks.<queue>`. It is sent after the decision is durable and not
+with it: no task may begin for a decision that does not count. What a crash in between leaves unsent the next owner
+sends, with everything else that is in flight, under the same token: the token is the `seq` of the event that began
+the attempt, so the first report of either delivery counts and the second is stale. A new token would throw away
+what a worker has been doing for hours; that both may run is what the idempotency key is for.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from agents.engine_terms import LOCAL_QUEUE, Owner, Terms, Wanted
+from app import metrics
+from app.domain.workflow.commands import Heartbeat, Report
+from app.ports import Clock, OutRecord, Publisher, Reported, TaskExecutor
+from app.workflow_wire import encode_order
+from config.topics import workflow_tasks
+
+LOOK_AGAIN_S: Final = 0.1
+PASSED_OVER: Final = 64
+_Running = tuple[str, str, int | None]
+
+
+class Dispatcher:
+    """The attempts of every partition of this process that wait or run here."""
+
+    def __init__(
+        self,
+        executor: TaskExecutor | None,
+        publisher: Publisher,
+        clock: Clock,
+        terms: Callable[[], Terms],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """`fail` is told when an order could not be sent: what was decided would wait for ever."""
+        self._executor = executor
+        self._publisher = publisher
+        self._clock = clock
+        self._terms = terms
+        self._fail = fail
+        self._line: deque[tuple[Owner, Wanted]] = deque()
+        self._running: dict[_Running, Owner] = {}
+        self._owners: dict[Owner, Reported] = {}
+        self._sending: list[OutRecord] = []
+        self._sends: set[asyncio.Task[None]] = set()
+        self._pumping = False
+        self._later: asyncio.TimerHandle | None = None
+
+    @property
+    def backlog(self) -> int:
+        """Attempts that wait for a slot of this process."""
+        return len(self._line)
+
+    @property
+    def running(self) -> int:
+        """Attempts that run in this process."""
+        return len(self._running)
+
+    def offer(self, owner: Owner, wanted: Wanted) -> None:
+        """Begin an attempt as soon as may be."""
+        executor = self._executor
+        if executor is None or wanted.queue != LOCAL_QUEUE or not self._terms().local_tasks:
+            self._send(owner, wanted)
+        elif len(self._line) or not executor.free or not self._hand_over(executor, owner, wanted):
+            self._line.append((owner, wanted))
+            self._pump_soon()
+
+    def cancel(self, execution_id: str, task: str | None, item: int | None) -> None:
+        """Stop what runs here for an execution; what waits in line is found stale when its turn comes."""
+        if self._executor is None:
+            return
+        if task is not None:
+            mine = self._running.pop((execution_id, task, item), None) is not None
+        else:
+            found = [place for place in self._running if place[0] == execution_id]
+            for place in found:
+                del self._running[place]
+            mine = bool(found)
+        if mine:
+            self._executor.cancel(execution_id, task, item)
+            self._pump_soon()
+
+    def drop(self, owner: Owner) -> None:
+        """A partition goes: its attempts are ended and not reported."""
+        self._owners.pop(owner, None)
+        gone = {place[0] for place, its in self._running.items() if its is owner}
+        for execution_id in gone:
+            self.cancel(execution_id, None, None)
+
+    async def close(self) -> None:
+        """End what is being sent."""
+        if self._later is not None:
+            self._later.cancel()
+        for task in self._sends:
+            task.cancel()
+        await asyncio.gather(*self._sends, return_exceptions=True)
+
+    # ---- here ----
+
+    def _hand_over(self, executor: TaskExecutor, owner: Owner, wanted: Wanted) -> bool:
+        """False when every slot is taken."""
+        order = owner.order(wanted)
+        if order is None:
+            return True
+        place = (order.execution_id, order.task, order.item)
+        report = self._owners.get(owner)
+        if report is None:
+            report = self._owners[owner] = partial(self._reported, owner)
+        if not executor.submit(order, report):
+            return False
+        self._running[place] = owner
+        self._began(wanted)
+        return True
+
+    def _reported(self, owner: Owner, report: Report | Heartbeat) -> None:
+        if isinstance(report, Report):
+            self._running.pop((report.execution_id, report.task, report.item), None)
+            if len(self._line):
+                self._pump_soon()
+        if not owner.closed:
+            owner.hear(report)
+
+    def _pump_soon(self) -> None:
+        """After the executor has let go of the slot."""
+        if not self._pumping:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        self._fill()
+        if len(self._line) and self._later is None:
+            # The end of an attempt that was cancelled is not reported.
+            self._later = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look)
+
+    def _look(self) -> None:
+        self._later = None
+        self._pump()
+
+    def _fill(self) -> None:
+        """Hand over what waits. What needs a slot of another kind than is free is passed over, a few at a time."""
+        executor = self._executor
+        aside: list[tuple[Owner, Wanted]] = []
+        try:
+            while executor is not None and executor.free and len(self._line) and len(aside) < PASSED_OVER:
+                owner, wanted = self._line.popleft()
+                if not owner.closed and not self._hand_over(executor, owner, wanted):
+                    aside.append((owner, wanted))
+        except Exception as error:  # noqa: BLE001 - a bug here must end the process, not stall a partition
+            self._fail(error)
+        for owner, wanted in aside:
+            self._line.append((owner, wanted))
+
+    # ---- elsewhere ----
+
+    def _send(self, owner: Owner, wanted: Wanted) -> None:
+        order = owner.order(wanted)
+        if order is None:
+            return
+        topic = workflow_tasks(order.queue).name
+        headers = (("traceparent", order.traceparent.encode()),) if order.traceparent else ()
+        key = order.execution_id.encode()
+        self._sending.append(OutRecord(topic, key, encode_order(order), self._clock.now_ms(), headers))
+        self._began(wanted)
+        if len(self._sending) == 1:
+            task = asyncio.create_task(self._flush(), name="workflow tasks")
+            self._sends.add(task)
+            task.add_done_callback(self._sent)
+
+    async def _flush(self) -> None:
+        records, self._sending = self._sending, []
+        await self._publisher.publish(records)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sends.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _began(self, wanted: Wanted) -> None:
+        if wanted.asked_ms:
+            late_s = max(0.0, (self._clock.now_ms() - wanted.asked_ms) / 1000)
+            metrics.WORKFLOW_TRIGGER_LATENCY.observe(late_s)

@@ -1,0 +1,78 @@
+"""Records of `workflow.commands` as what the engine decides: a command, an entity's command, or why it is neither."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from agents.engine_entities import EntityCommand, is_entity
+from app.domain.workflow.commands import Command, Report, Start, TaskError
+from app.domain.workflow.turn import Limits
+from app.ports import InRecord
+from app.workflow_wire import decode_command
+
+# What a command is beyond its payload: names, ids, the trigger.
+OVERHEAD_BYTES: Final = 16_384
+TRACEPARENT: Final = "traceparent"
+
+
+class Unreadable(NamedTuple):
+    """A record that is no command: `detail` is one sentence."""
+
+    reason: str
+    detail: str
+
+
+class Taken(NamedTuple):
+    """A record and what it says. `oversize` is why its payload is refused, None when it is not."""
+
+    record: InRecord
+    said: Command | EntityCommand | Unreadable
+    oversize: str | None = None
+
+
+def read(records: Sequence[InRecord], limits: Limits) -> list[Taken]:
+    """What each record says."""
+    return [_read(record, limits) for record in records]
+
+
+def _read(record: InRecord, limits: Limits) -> Taken:
+    key = (record.key or b"").decode(errors="replace")
+    if is_entity(key):
+        return Taken(record, _entity(record, key))
+    try:
+        command: Command = decode_command(record.value)
+    except ValueError as error:
+        return Taken(record, Unreadable("unreadable", str(error)))
+    if command.execution_id != key:
+        return Taken(record, Unreadable("misplaced", f"the key {key!r} is not the execution_id of the command"))
+    size = len(record.value or b"")
+    if isinstance(command, Start):
+        traceparent = _traceparent(record)
+        if command.traceparent is None and traceparent is not None:
+            command = replace(command, traceparent=traceparent)
+        if size > limits.input_bytes + OVERHEAD_BYTES:
+            return Taken(record, command, f"The input is larger than workflow.input_bytes, {limits.input_bytes}.")
+    elif isinstance(command, Report) and size > limits.result_bytes + OVERHEAD_BYTES:
+        message = f"the result of {size} bytes is larger than workflow.result_bytes, {limits.result_bytes}"
+        refused = TaskError(type="PayloadTooLarge", message=message, retryable=False)
+        command = replace(command, result=None, error=refused)
+    return Taken(record, command)
+
+
+def _entity(record: InRecord, key: str) -> EntityCommand | Unreadable:
+    try:
+        body: Any = orjson.loads(record.value or b"")
+    except orjson.JSONDecodeError as error:
+        return Unreadable("unreadable", f"a command of an entity is JSON: {error}")
+    if not isinstance(body, dict) or not isinstance(body.get("type"), str):
+        return Unreadable("unreadable", "a command of an entity is an object with a `type`")
+    return EntityCommand(key, body["type"], body, _traceparent(record))
+
+
+def _traceparent(record: InRecord) -> str | None:
+    for name, value in record.headers:
+        if name == TRACEPARENT:
+            return value.decode(errors="replace")
+    return None

@@ -1,0 +1,232 @@
+"""The executions of one partition in memory: states, loaded from their rows and written back at the end of a batch.
+
+A state is changed in place while a batch is decided. That is safe: a batch that does not become durable ends the
+process, and whoever owns the partition next reads the rows.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from agents.engine_terms import Graphs, Terms
+from app.domain.workflow.effects import SetTimer, outstanding
+from app.domain.workflow.events import Event
+from app.domain.workflow.evolve import fold
+from app.domain.workflow.graph import Graph
+from app.domain.workflow.state import Execution
+from app.ports import OutRecord
+from app.workflow_wire import decode_run, encode_run
+from config.topics import WORKFLOW_EVENTS
+from tables import executions as rows
+from tables.executions import Header, History
+from tables.partition import Changes, TablePartition
+
+# A run larger than this is cut between two events: one record must fit into a request.
+RUN_BYTES: Final = 262_144
+
+
+class Live:
+    """An execution in memory. `events` are those of the batch under way, `timers` its durable timers by name."""
+
+    __slots__ = ("arrival", "events", "graph", "history", "id", "row", "state", "timers", "touched_s")
+
+    def __init__(self, execution_id: str, graph: Graph | None, state: Execution | None, arrival: int) -> None:
+        self.id = execution_id
+        self.graph = graph
+        self.state = state
+        self.arrival = arrival
+        self.history: History | None = None
+        self.row: bytes | None = None  # the prefix under which it is on disk
+        self.events: list[Event] = []
+        self.timers: dict[str, int] = {}
+        self.touched_s = 0.0
+
+
+class Executions:
+    """Loads, keeps and writes the executions of one partition."""
+
+    def __init__(self, tables: TablePartition, graphs: Graphs) -> None:
+        self._tables = tables
+        self._graphs = graphs
+        self._cache: OrderedDict[str, Live] = OrderedDict()
+        self._dirty: dict[str, Live] = {}
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def get(self, execution_id: str) -> Live | None:
+        """A live execution, or one that ended in the batch under way; None when there is none."""
+        live = self._cache.get(execution_id)
+        if live is not None:
+            self._cache.move_to_end(execution_id)
+            return live
+        live = self._dirty.get(execution_id)
+        if live is not None:
+            return live
+        row = self._tables.get(rows.live_key(execution_id))
+        if row is None:
+            return None
+        live = self._cache[execution_id] = self._load(execution_id, rows.LIVE, row)
+        return live
+
+    def ended(self, execution_id: str) -> Header | None:
+        """The header of an execution that has ended and is still known."""
+        row = self._tables.get(rows.ended_key(execution_id))
+        return None if row is None else rows.header_of(row)
+
+    def read_ended(self, execution_id: str) -> Live | None:
+        """An execution that has ended, to look at or to go on with (`touch` it then)."""
+        row = self._tables.get(rows.ended_key(execution_id))
+        return None if row is None else self._load(execution_id, rows.ENDED, row)
+
+    def begin(self, execution_id: str, graph: Graph | None, arrival: int) -> Live:
+        """A new execution, whose first decision is about to be made."""
+        return Live(execution_id, graph, None, arrival)
+
+    def touch(self, live: Live, events: Sequence[Event], now_s: float) -> None:
+        """Its state has taken on `events`."""
+        live.events += events
+        live.touched_s = now_s
+        self._dirty[live.id] = live
+        self._cache[live.id] = live
+
+    def headers(self) -> Iterator[tuple[str, Header]]:
+        """Every live execution on disk, in the order of ids."""
+        for key, row in self._tables.range(rows.LIVE, bytes((rows.LIVE[0] + 1,))):
+            yield rows.id_of(key), rows.header_of(row)
+
+    def conclude(
+        self, changes: Changes, terms: Terms, now_ms: int, unwritable: Callable[[Live, Exception], None]
+    ) -> None:
+        """Write what the batch changed: runs of events and rows. `unwritable` puts right what is no JSON."""
+        for live in list(self._dirty.values()):
+            try:
+                runs = self._runs(live)
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                unwritable(live, error)
+                runs = self._runs(self._dirty[live.id])
+            self._write(self._dirty[live.id], runs, changes, terms, now_ms)
+        self._dirty.clear()
+        self.trim(terms)
+
+    def passivate(self, before_s: float) -> int:
+        """Forget executions to which nothing happened since `before_s`, a few at a time; how many."""
+        gone = 0
+        while gone < 1_000 and self._cache:
+            live = next(iter(self._cache.values()))
+            if live.touched_s > before_s:
+                break
+            del self._cache[live.id]
+            gone += 1
+        return gone
+
+    # ---- rows ----
+
+    def _load(self, execution_id: str, prefix: bytes, row: bytes) -> Live:
+        history = rows.history_of(row)
+        header = history.header
+        state = fold(self.events(execution_id, history))
+        assert state is not None, "a row holds at least the start"
+        graph = self._graphs.get(header.workflow, header.version)
+        live = Live(execution_id, graph, state, header.arrival)
+        live.history = history
+        live.row = prefix
+        if graph is not None:
+            live.timers = {each.name: each.due_ms for each in outstanding(state, graph) if isinstance(each, SetTimer)}
+        return live
+
+    def events(self, execution_id: str, history: History) -> Iterator[Event]:
+        """All events of an execution that are in its rows."""
+        for run in rows.all_runs(execution_id, history, self._tables.get):
+            yield from decode_run(run).events
+
+    def _write(
+        self, live: Live, runs: Sequence[tuple[bytes, int]], changes: Changes, terms: Terms, now_ms: int
+    ) -> None:
+        state = live.state
+        assert state is not None, "an execution that was touched has a state"
+        history = live.history
+        if history is None:
+            history = live.history = History(_header(state, live.arrival), [])
+        key = live.id.encode()
+        live.events = []
+        for run, count in runs:
+            changes.outputs.append(OutRecord(WORKFLOW_EVENTS.name, key, run, now_ms, (), self._tables.partition))
+            history.append(run, count)
+            header = history.header
+            header.next_seq += count
+            if history.open_bytes > terms.chunk_bytes or header.open_events >= terms.chunk_events:
+                changes.put(*history.seal(live.id, header.next_seq - header.open_events))
+        _update(history.header, state)
+        prefix = rows.ENDED if state.is_over else rows.LIVE
+        if live.row is not None and live.row != prefix:
+            changes.delete(live.row + key)
+        changes.put(prefix + key, history.to_bytes())
+        live.row = prefix
+        if prefix is rows.ENDED:
+            self._cache.pop(live.id, None)
+
+    def _runs(self, live: Live) -> list[tuple[bytes, int]]:
+        """The events of the batch as records, each of about `RUN_BYTES` at most or with one event."""
+        state = live.state
+        assert state is not None, "an execution that was touched has a state"
+        whole = encode_run(state.execution_id, state.workflow, state.version, self._tables.epoch, live.events)
+        if len(whole) <= RUN_BYTES or len(live.events) == 1:
+            return [(whole, len(live.events))]
+        return list(self._pieces(state, live.events))
+
+    def _pieces(self, state: Execution, events: Sequence[Event]) -> Iterator[tuple[bytes, int]]:
+        run = encode_run(state.execution_id, state.workflow, state.version, self._tables.epoch, events)
+        if len(run) <= RUN_BYTES or len(events) == 1:
+            yield run, len(events)
+            return
+        middle = len(events) // 2
+        yield from self._pieces(state, events[:middle])
+        yield from self._pieces(state, events[middle:])
+
+    def trim(self, terms: Terms) -> None:
+        """Forget the executions used longest ago; their rows say everything."""
+        while len(self._cache) > terms.cache_executions:
+            self._cache.popitem(last=False)
+
+    def reload(self, live: Live, also: Iterable[Event]) -> None:
+        """Its state anew from rows and from the events of the batch: a decision broke off half way."""
+        known: list[Event] = [] if live.history is None else list(self.events(live.id, live.history))
+        live.state = fold([*known, *also])
+
+
+def _header(state: Execution, arrival: int) -> Header:
+    return Header(
+        workflow=state.workflow,
+        version=state.version,
+        key=state.key,
+        status=state.status,
+        priority=state.priority,
+        admitted=state.admitted,
+        active=False,
+        arrival=arrival,
+        next_seq=0,
+        chunks=0,
+        open_events=0,
+        at=state.at,
+        run=state.run,
+        notify=state.notify,
+    )
+
+
+def _update(header: Header, state: Execution) -> None:
+    header.status = state.status
+    header.admitted = state.admitted
+    header.active = not state.is_over and state.admitted and _has_work(state)
+    header.at = state.at
+    header.run = state.run
+
+
+def _has_work(state: Execution) -> bool:
+    """Whether an executor has something of it in hand: what waits by itself has a row, or a child."""
+    for work in state.tasks.values():
+        if work.status == "running" and work.due is None and work.signal is None and work.child is None:
+            items = work.items
+            if items is None or items.open:
+                return True
+    return False

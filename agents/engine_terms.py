@@ -1,0 +1,112 @@
+"""What the engine of every partition on this node goes by, and the definitions made ready for decisions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from agents.engine_entities import MakeEntities
+from app.domain.workflow.commands import Heartbeat, Report
+from app.domain.workflow.definition import Workflow
+from app.domain.workflow.effects import Dispatch
+from app.domain.workflow.expressions import Expressions
+from app.domain.workflow.graph import Graph, graph_of
+from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.turn import LIMITS, Limits
+from app.ports import Clock, Definitions
+
+GRAPHS_KEPT: Final = 1_000
+LOCAL_QUEUE: Final = "default"
+
+
+class Terms(NamedTuple):
+    """The bounds of the engine; replaced whole when settings change. `cache_executions` are those of one partition."""
+
+    limits: Limits = LIMITS
+    transaction_commands: int = 500
+    local_tasks: bool = True
+    local_backlog: int = 5_000
+    cache_executions: int = 20_000
+    passivate_after_s: float = 7_200
+    chunk_bytes: int = 8_192
+    chunk_events: int = 200
+    retention_ms: int = 86_400_000
+    sweep_executions: int = 500
+    timer_lookahead_ms: int = 60_000
+    timers_in_memory: int = 10_000
+
+
+class Wanted(NamedTuple):
+    """An attempt that may begin: its execution is durable. `asked_ms` is 0 but for the first one of an execution."""
+
+    execution_id: str
+    workflow: str
+    priority: int
+    queue: str
+    dispatch: Dispatch
+    asked_ms: int
+
+
+class Owner(Protocol):
+    """The engine of one partition, as those see it who carry out its tasks."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether its partition is another owner's by now."""
+
+    def order(self, wanted: Wanted) -> TaskOrder | None:
+        """What to carry out, handed out now; None when it is no longer wanted."""
+
+    def hear(self, report: Report | Heartbeat) -> None:
+        """Take a `Report` or a `Heartbeat` from an executor of this process."""
+
+
+class Graphs:
+    """Definitions made ready, once a version; immutable, so that they can be forgotten at any time."""
+
+    def __init__(self, definitions: Definitions) -> None:
+        self._definitions = definitions
+        self._ready: dict[tuple[str, str], Graph] = {}
+
+    def get(self, workflow: str, version: str) -> Graph | None:
+        """The graph of a version, of the latest one for an empty `version`; None when it is not known here."""
+        graph = self._ready.get((workflow, version))
+        if graph is not None:
+            return graph
+        definition = self._definitions.get(workflow, version) if version else self._definitions.latest(workflow)
+        return None if definition is None else self._make(definition)
+
+    def _make(self, definition: Workflow) -> Graph:
+        name = (definition.id, definition.version)
+        graph = self._ready.get(name)
+        if graph is None:
+            if len(self._ready) >= GRAPHS_KEPT:
+                self._ready.clear()
+            graph = self._ready[name] = graph_of(definition)
+        return graph
+
+
+class Tasks(Protocol):
+    """What carries attempts out (`agents.engine_dispatch`)."""
+
+    @property
+    def backlog(self) -> int:
+        """Attempts that wait for a slot of this process."""
+
+    def offer(self, owner: Owner, wanted: Wanted) -> None: ...
+    def cancel(self, execution_id: str, task: str | None, item: int | None) -> None: ...
+    def drop(self, owner: Owner) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What the engines of all partitions on this node share. `partitions` is that of `workflow.commands`."""
+
+    terms: Callable[[], Terms]
+    definitions: Definitions
+    graphs: Graphs
+    expressions: Expressions
+    tasks: Tasks
+    clock: Clock
+    partitions: int
+    wake: Callable[[int], None]
+    make_entities: MakeEntities | None = None

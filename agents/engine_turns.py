@@ -1,0 +1,311 @@
+"""Decides one execution after the other for a batch: events from the core, and each effect put where it belongs.
+
+Durable timers are those that nothing else would bring back: retries, waits, approvals, timeouts of executions and
+of what the engine does itself. The time of a running attempt is watched in memory (`agents.engine_watch`).
+"""
+
+import logging
+from collections import deque
+from typing import Final, assert_never
+
+from agents.engine_batch import Batch
+from agents.engine_gate import Gate
+from agents.engine_outside import Outside
+from agents.engine_store import Executions, Live
+from agents.engine_terms import Node, Wanted
+from app import metrics
+from app.domain.workflow.commands import Admit, Cancel, Command, RetryExecution, Start, TaskError
+from app.domain.workflow.decide import advance
+from app.domain.workflow.effects import (
+    CancelChild,
+    CancelWork,
+    ClearTimer,
+    Dispatch,
+    Effect,
+    Ended,
+    SetTimer,
+    StartChild,
+    effects,
+)
+from app.domain.workflow.events import Event, ExecutionEnded, ExecutionStarted
+from app.domain.workflow.evolve import evolve, fold
+from app.domain.workflow.graph import Graph
+from app.domain.workflow.state import Execution
+from app.domain.workflow.timers import read_timer
+from tables.timers import Timers, timer_key
+
+log = logging.getLogger(__name__)
+LOST: Final = TaskError(
+    type="DefinitionLost", message="the definition of this execution is no longer registered", retryable=False
+)
+
+
+class Turns:
+    """The decisions of one partition; `batch` is replaced with each transaction."""
+
+    def __init__(self, node: Node, store: Executions, timers: Timers, gate: Gate, outside: Outside) -> None:
+        self.batch = Batch()
+        self.now_ms = 0
+        self.active = 0
+        self._node = node
+        self._store = store
+        self._timers = timers
+        self._gate = gate
+        self._outside = outside
+        self._arrivals = 0
+        self._follow_up: deque[Command] = deque()
+
+    def arrive(self, arrival: int = 0) -> int:
+        """The place in line of the next execution; `arrival` is one that was given out before."""
+        self._arrivals = max(self._arrivals + 1, arrival)
+        return self._arrivals
+
+    # ---- decisions ----
+
+    def start(self, command: Start, graph: Graph) -> None:
+        """A new execution."""
+        live = self._store.begin(command.execution_id, graph, self.arrive())
+        self.active += 1
+        verdict = self._gate.ask(live, graph, command.key, command.priority, self.now_ms)
+        self._advance(live, graph, command, queued=verdict.queued, skipped=verdict.skipped)
+        for other in verdict.cancel:
+            why = f"{command.execution_id} takes its place"
+            self._follow_up.append(Cancel(execution_id=other, command_id=f"{command.execution_id}/place", reason=why))
+        self.follow_up()
+
+    def stillborn(self, command: Start, error: TaskError) -> None:
+        """An execution that cannot be: it is recorded with the cause, so that whoever asked for it finds it."""
+        live = self._store.begin(command.execution_id, None, self.arrive())
+        self.active += 1
+        too_large = error.type == "PayloadTooLarge"
+        started = ExecutionStarted(
+            seq=0,
+            at=self.now_ms,
+            workflow=command.workflow,
+            version=command.version,
+            input=None if too_large else command.input,
+            key=command.key,
+            priority=command.priority,
+            asked_at=command.at_ms,
+            trigger=command.trigger,
+            parent=command.parent,
+            notify=command.notify,
+            traceparent=command.traceparent,
+            execution_id=command.execution_id,
+        )
+        self._end_by_hand(live, evolve(None, started), [started], error)
+
+    def decide(self, live: Live, command: Command) -> None:
+        """One more command for an execution, and what follows from it for others of this partition."""
+        state, graph = live.state, live.graph
+        assert state is not None, "only a start has none"
+        if graph is None:
+            if not state.is_over:
+                self._end_by_hand(live, state, [], LOST)
+            return
+        if isinstance(command, RetryExecution) and state.is_over:
+            self._retry(live, graph, command)
+        else:
+            self._advance(live, graph, command)
+        self.follow_up()
+
+    def follow_up(self) -> None:
+        """Executions that the limiter lets begin now, and those it takes a place from."""
+        while True:
+            self._follow_up.extend(Admit(execution_id=admitted) for admitted in self._gate.admitted(self.now_ms))
+            if not self._follow_up:
+                return
+            command = self._follow_up.popleft()
+            live = self._store.get(command.execution_id)
+            if live is not None and live.graph is not None:
+                self._advance(live, live.graph, command)
+
+    def _retry(self, live: Live, graph: Graph, command: RetryExecution) -> None:
+        """It asks the limiter for a place again; when the retry comes to nothing, the place is given back."""
+        state = live.state
+        assert state is not None, "what is tried again has ended"
+        verdict = self._gate.ask(live, graph, state.key, state.priority, self.now_ms, may_skip=False)
+        if self._advance(live, graph, command, queued=verdict.queued):
+            self.active += 1
+        else:
+            self._gate.release(live.id, self.now_ms)
+
+    def _advance(
+        self, live: Live, graph: Graph, command: Command, *, queued: bool = False, skipped: str | None = None
+    ) -> bool:
+        """Decide, and put every effect where it belongs; whether anything came of it."""
+        try:
+            state, events = advance(
+                live.state,
+                command,
+                graph,
+                self.now_ms,
+                self._node.expressions,
+                queued=queued,
+                skipped=skipped,
+                limits=self._node.terms().limits,
+                place=self._outside.place,
+            )
+        except Exception as error:  # noqa: BLE001 - one execution must not stop a partition for ever
+            self._break_off(live, command, error)
+            return True
+        if state is None or not events:
+            return False
+        live.state = state
+        self._record(live, graph, state, events, effects(state, events, graph))
+        return True
+
+    def _record(
+        self, live: Live, graph: Graph | None, state: Execution, events: list[Event], made: tuple[Effect, ...]
+    ) -> None:
+        self._store.touch(live, events, self._node.clock.monotonic_s())
+        if graph is not None:
+            for event in events:
+                self.batch.count(event, graph)
+        asked_ms = state.asked_at if isinstance(events[0], ExecutionStarted) else 0
+        for effect in made:
+            if isinstance(effect, Dispatch):
+                queue = "default" if graph is None else graph.nodes[effect.task].task.queue
+                wanted = Wanted(live.id, state.workflow, state.priority, queue, effect, asked_ms)
+                self.batch.dispatches.append(wanted)
+                asked_ms = 0
+            else:
+                self._outward(live, state, effect)
+
+    def _outward(
+        self,
+        live: Live,
+        state: Execution,
+        effect: SetTimer | ClearTimer | StartChild | CancelChild | CancelWork | Ended,
+    ) -> None:
+        if isinstance(effect, Ended):
+            self._ended(live, state, effect)
+        elif isinstance(effect, SetTimer):
+            self._set_timer(live, effect)
+        elif isinstance(effect, ClearTimer):
+            self._clear_timer(live, effect.name)
+        elif isinstance(effect, StartChild):
+            self.batch.outputs.append(self._outside.start_child(effect, state, self.now_ms))
+        elif isinstance(effect, CancelWork):
+            self.batch.cancels.append((live.id, effect.task, effect.item))
+        elif isinstance(effect, CancelChild):
+            self.batch.outputs.append(self._outside.cancel_child(effect.child_id, self.now_ms))
+        else:
+            assert_never(effect)
+
+    def _ended(self, live: Live, state: Execution, ended: Ended) -> None:
+        self.active -= 1
+        batch = self.batch
+        place = (state.workflow, ended.status)
+        batch.ended[place] = batch.ended.get(place, 0) + 1
+        metrics.WORKFLOW_EXECUTION_DURATION.labels(state.workflow).observe((state.at - state.started_at) / 1000)
+        batch.outputs += self._outside.told(state, ended, self.now_ms)
+        self._gate.release(live.id, self.now_ms)
+        for name in list(live.timers):
+            self._clear_timer(live, name)
+        if ended.status in {"failed", "timed_out"}:
+            cause = ended.error.message if ended.error is not None else ended.reason
+            log.warning(
+                "execution %s of %s %s at %s: %s",
+                live.id,
+                state.workflow,
+                ended.status,
+                ended.task or "its start",
+                cause,
+                extra={"action": "execution_failed", **_names(state)},
+            )
+
+    # ---- timers ----
+
+    def _set_timer(self, live: Live, effect: SetTimer) -> None:
+        name, due_ms = effect
+        if not _is_durable(name, live.graph) or live.timers.get(name) == due_ms:
+            return
+        self._clear_timer(live, name)
+        live.timers[name] = due_ms
+        self.set_timer(timer_key(due_ms, live.id, name))
+
+    def _clear_timer(self, live: Live, name: str) -> None:
+        due_ms = live.timers.pop(name, None)
+        if due_ms is not None:
+            self.clear_timer(timer_key(due_ms, live.id, name))
+
+    def set_timer(self, key: bytes) -> None:
+        """A durable timer."""
+        self.batch.put(key, b"")
+        self._timers.set(key)
+
+    def clear_timer(self, key: bytes) -> None:
+        """It is no longer wanted."""
+        self.batch.unset(key)
+        self._timers.clear(key)
+
+    # ---- what cannot be decided ----
+
+    def _break_off(self, live: Live, command: Command, error: Exception) -> None:
+        """The core met a bug: this execution fails with that, the partition goes on."""
+        self._say_broken(live, error)
+        self._store.reload(live, live.events)
+        failure = TaskError(type="Engine", message=f"{command.type} could not be decided: {error}", retryable=False)
+        if live.state is None:
+            assert isinstance(command, Start), "only a start has no state"
+            self.active -= 1
+            self._gate.release(live.id, self.now_ms)
+            self.stillborn(command, failure)
+        elif not live.state.is_over:
+            self._end_by_hand(live, live.state, [], failure)
+
+    def unwritable(self, live: Live, error: Exception) -> None:
+        """The events of this batch hold a value that is no JSON: they are dropped, and the execution fails."""
+        self._say_broken(live, error)
+        state = live.state
+        assert state is not None, "what is written has a state"
+        live.events.clear()
+        self._store.reload(live, ())
+        failure = TaskError(type="NotSerializable", message=f"a value is no JSON: {error}", retryable=False)
+        if live.state is not None:
+            self._end_by_hand(live, live.state, [], failure)
+            return
+        start = Start(
+            execution_id=live.id,
+            workflow=state.workflow,
+            version=state.version,
+            key=state.key,
+            at_ms=state.asked_at,
+            parent=state.parent,
+            notify=state.notify,
+        )
+        self.active -= 1
+        self.stillborn(start, failure)
+
+    def _say_broken(self, live: Live, error: Exception) -> None:
+        log.error(
+            "execution %s cannot go on: %r",
+            live.id,
+            error,
+            exc_info=error,
+            extra={"action": "execution_broken", "execution_id": live.id},
+        )
+
+    def _end_by_hand(self, live: Live, state: Execution, events: list[Event], error: TaskError) -> None:
+        ended = ExecutionEnded(seq=state.seq, at=max(self.now_ms, state.at), status="failed", error=error)
+        state = live.state = fold([ended], state) or state
+        made = Ended("failed", None, error, None, "", state.parent, state.notify)
+        self._record(live, None, state, [*events, ended], (CancelWork(None, None), made))
+
+
+def _is_durable(name: str, graph: Graph | None) -> bool:
+    """The time of an attempt that an executor carries out is watched in memory."""
+    if name.startswith("heartbeat/"):
+        return False
+    if not name.startswith("timeout/"):
+        return True
+    timer = read_timer(name)
+    return timer is not None and graph is not None and graph.nodes[timer.task].is_control
+
+
+def _names(state: Execution) -> dict[str, str]:
+    """What every log line of an execution carries."""
+    parts = (state.traceparent or "").split("-")
+    trace_id = parts[1] if len(parts) > 1 else ""
+    return {"workflow_id": state.workflow, "execution_id": state.execution_id, "trace_id": trace_id}
