@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: run test check bench lock clean help
+.PHONY: run test check bench chaos-workflow lock clean help
 BIN := .venv/bin
 ARGS ?=
 
@@ -20,6 +20,9 @@ check: .venv/.development ## Lint, types, import layers, and the tests that need
 bench: .venv/.development ## Measure against other clients and stream processors
 	@exec $(BIN)/headrace bench all $(ARGS)
 
+chaos-workflow: .venv/.development ## Kill the engine and its tasks under load, then prove every promise (SECONDS=120)
+	@exec $(BIN)/python -m app.bench.chaos --seconds $(or $(SECONDS),120) $(ARGS)
+
 lock: .venv/.development ## Write the locks anew (UPGRADE=1 takes newer versions)
 	@scripts/lock
 
@@ -28,7 +31,7 @@ clean: ## Remove the environment and all caches in the checkout; data in .headra
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The development environment holds the runtime one, so making it settles both.
 .venv/.runtime: requirements.lock requirements-build.lock pyproject.toml

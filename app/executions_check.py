@@ -8,6 +8,7 @@ Memory: the raw events of one partition at a time; where these are more than the
 for each share of its executions.
 """
 
+import asyncio
 import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import orjson
 
+from app.adapters.topics_admin import committed_offsets
 from app.definition_wire import decode_definition, id_of_key, workflow_of
 from app.domain.workflow import audit
 from app.domain.workflow.audit import Fault, LoggedRun
@@ -28,8 +30,10 @@ from app.domain.workflow.definition import Workflow
 from app.domain.workflow.events import Event, ExecutionEnded, ExecutionStarted
 from app.domain.workflow.placement import partition_of
 from app.effects_book import EffectsBook
-from app.ports import InRecord
+from app.errors import Unavailable, UserError
+from app.ports import Clock, InRecord
 from app.workflow_wire import command_type, decode_command, decode_run
+from config.kafka import KafkaSettings
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER, WORKFLOW_DEFINITIONS, WORKFLOW_EVENTS
 
 GROUP_SUFFIX = "workflow"  # the coordinators' consumer group, after the client's id
@@ -37,6 +41,7 @@ KEPT_FAULTS = 10_000
 # Measured: an execution's id, its list of runs and the objects round their bytes, beside the bytes themselves.
 RUN_OVERHEAD_BYTES = 250
 _SAMPLED_RECORDS = 500
+_POLL_S = 0.2
 
 Offsets = Mapping[int, int]
 Progress = Callable[[str, int, int], None]
@@ -171,6 +176,32 @@ async def _refused(log: Log, topics: Topics) -> frozenset[tuple[int, int]]:
                 if letter.get("kind") == "command" and letter.get("topic") == topics.commands:
                     found.add((letter["partition"], letter["offset"]))
     return frozenset(found)
+
+
+async def until_committed(kafka: KafkaSettings, clock: Clock, noted: Offsets, wait_s: float) -> None:
+    """Return when the coordinators have committed the commands up to `noted`.
+
+    Raises `Unavailable` when they do not in time, `UserError` when none ever ran.
+    """
+    group = f"{kafka.client_id}-{GROUP_SUFFIX}"
+    deadline_s = clock.monotonic_s() + wait_s
+    while True:
+        found = await committed_offsets(kafka.bootstrap_servers, group, kafka)
+        committed = found.get(WORKFLOW_COMMANDS.name, {})
+        left = sum(max(0, end - committed.get(at, 0)) for at, end in noted.items())
+        if not left:
+            return
+        if clock.monotonic_s() > deadline_s:
+            if not committed:
+                raise UserError(
+                    f"The group {group} has committed nothing of {WORKFLOW_COMMANDS.name}: a coordinator must have "
+                    "run (`headrace worker --roles coordinator`, or `headrace up`)."
+                )
+            raise Unavailable(
+                f"The coordinator has {left:,} records of {WORKFLOW_COMMANDS.name} to go after {wait_s:g} s; start "
+                "one, or wait longer with --wait-s."
+            )
+        await asyncio.sleep(_POLL_S)
 
 
 async def registered(log: Log, topic: str = WORKFLOW_DEFINITIONS.name) -> dict[tuple[str, str], Workflow]:

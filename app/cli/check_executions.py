@@ -1,6 +1,5 @@
 """`headrace check executions`: hold every execution on Kafka against what the engine promises."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -10,14 +9,12 @@ from app.cli.broker import Bootstrap, ask_kafka
 from app.cli.options import AsJson, ConfigFile, SetFlags, print_json
 from app.cli.progress import progress_bar
 from app.cli.tables import show_table
-from app.errors import Unavailable, UserError
+from app.errors import UserError
 
 if TYPE_CHECKING:
     from app.adapters.topic_reader import TopicReader
     from app.executions_check import Checked
     from config.settings import Settings
-
-POLL_S = 0.2
 
 
 def command(
@@ -88,24 +85,25 @@ class _Places(NamedTuple):
 
 
 async def _check(settings: "Settings", places: _Places, ended: bool, wait_s: float, memory_mb: int) -> "Checked":
-    from app.adapters.topic_reader import TopicReader  # noqa: PLC0415 - `--help` needs no Kafka client
+    from app import executions_check as proof  # noqa: PLC0415 - `--help` needs no Kafka client
+    from app.adapters.clock import SystemClock  # noqa: PLC0415 - as above
+    from app.adapters.topic_reader import TopicReader  # noqa: PLC0415 - as above
     from app.domain.workflow.legal import violations  # noqa: PLC0415 - as above
-    from app.executions_check import Effects, Terms, check_executions, registered  # noqa: PLC0415 - as above
 
     reader = TopicReader(settings.kafka)
-    effects: Effects | None = None
+    effects: proof.Effects | None = None
     if places.task is not None:
-        effects = Effects(places.task, _keys(reader, places), "execution" if places.by_execution else "key")
-    definitions = await registered(reader)
-    terms = Terms(
+        effects = proof.Effects(places.task, _keys(reader, places), "execution" if places.by_execution else "key")
+    definitions = await proof.registered(reader)
+    terms = proof.Terms(
         violations, lambda workflow, version: definitions.get((workflow, version)), ended, effects, memory_mb << 20
     )
 
     async def settled(noted: Mapping[int, int]) -> None:
-        await _committed(settings, noted, wait_s)
+        await proof.until_committed(settings.kafka, SystemClock(), noted, wait_s)
 
     with progress_bar() as progress:
-        return await check_executions(reader, terms, settled=settled, progress=progress)
+        return await proof.check_executions(reader, terms, settled=settled, progress=progress)
 
 
 def _judge_options(task: str | None, sql: str | None, table: str | None, topic: str | None) -> None:
@@ -129,35 +127,6 @@ def _keys(reader: "TopicReader", places: _Places) -> Callable[[], AsyncIterator[
         return topic_keys(reader, places.topic, places.field)
 
     return keys
-
-
-async def _committed(settings: "Settings", noted: Mapping[int, int], wait_s: float) -> None:
-    """Return when the coordinator has committed the commands up to there. Raises `Unavailable`, `UserError`."""
-    from app.adapters.clock import SystemClock  # noqa: PLC0415 - as above
-    from app.adapters.topics_admin import committed_offsets  # noqa: PLC0415 - as above
-    from app.executions_check import GROUP_SUFFIX  # noqa: PLC0415 - as above
-    from config.topics import WORKFLOW_COMMANDS  # noqa: PLC0415 - as above
-
-    clock = SystemClock()
-    group = f"{settings.kafka.client_id}-{GROUP_SUFFIX}"
-    deadline_s = clock.monotonic_s() + wait_s
-    while True:
-        found = await committed_offsets(settings.kafka.bootstrap_servers, group, settings.kafka)
-        committed = found.get(WORKFLOW_COMMANDS.name, {})
-        left = sum(max(0, end - committed.get(at, 0)) for at, end in noted.items())
-        if not left:
-            return
-        if clock.monotonic_s() > deadline_s:
-            if not committed:
-                raise UserError(
-                    f"The group {group} has committed nothing of {WORKFLOW_COMMANDS.name}: a coordinator must have "
-                    "run (`headrace worker --roles coordinator`, or `headrace up`)."
-                )
-            raise Unavailable(
-                f"The coordinator has {left:,} records of {WORKFLOW_COMMANDS.name} to go after {wait_s:g} s; start "
-                "one, or wait longer with --wait-s."
-            )
-        await asyncio.sleep(POLL_S)
 
 
 def _print_json(checked: "Checked", show: int) -> None:
