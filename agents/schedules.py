@@ -338,7 +338,7 @@ def _look_ms(row: _Row, now_ms: int) -> int | None:
 
 def _summary(entity_id: str, state: State, now_ms: int) -> OutRecord:
     document = _schedule_document(state) if isinstance(state, ScheduleState) else _backfill_document(state)
-    value = _encode({**document, "updated_ms": now_ms})
+    value = _encode({**document, "updated_at": now_ms})
     return OutRecord(WORKFLOW_DEFINITIONS.name, entity_id.encode(), value, now_ms, (), 0)
 
 
@@ -349,7 +349,7 @@ def _schedule_document(state: ScheduleState) -> dict[str, Any]:
         "workflow": spec.workflow,
         "version": spec.version,
         "cron": spec.cadence.cron,
-        "every_ms": spec.cadence.every_ms,
+        "every_s": None if spec.cadence.every_ms is None else spec.cadence.every_ms / 1000,
         "timezone": spec.cadence.timezone,
         "input": spec.input,
         "overlap": spec.overlap,
@@ -357,7 +357,7 @@ def _schedule_document(state: ScheduleState) -> dict[str, Any]:
         "catch_up_limit": spec.catch_up_limit,
         "paused": state.paused,
         "source": state.source,
-        "next_ms": state.next_ms(),
+        "next_at": state.next_ms(),
         "running": [run.execution_id for run in state.running[:RUNNING_SHOWN]],
         "waiting": len(state.waiting),
         "started": counts.started,
@@ -365,9 +365,10 @@ def _schedule_document(state: ScheduleState) -> dict[str, Any]:
         "missed": counts.missed,
         "failed": counts.failed,
         "last_execution_id": state.last_id,
-        "last_due_ms": state.last_due_ms,
+        "last_due_at": state.last_due_ms,
         "last_status": state.last_status,
         "error": state.error,
+        "command_id": state.recent[-1] if state.recent else None,
     }
 
 
@@ -378,22 +379,23 @@ def _backfill_document(state: BackfillState) -> dict[str, Any]:
         "workflow": spec.workflow,
         "version": spec.version,
         "cron": spec.cadence.cron,
-        "every_ms": spec.cadence.every_ms,
+        "every_s": None if spec.cadence.every_ms is None else spec.cadence.every_ms / 1000,
         "timezone": spec.cadence.timezone,
         "input": spec.input,
-        "from_ms": spec.from_ms,
-        "to_ms": spec.to_ms,
+        "from": spec.from_ms,
+        "to": spec.to_ms,
         "concurrency": spec.concurrency,
         "status": state.status,
         "total": state.total,
         "started": state.started,
         "succeeded": state.succeeded,
         "failed": state.failed,
-        "failed_due_ms": state.failed_due,
+        "failed_due_at": state.failed_due,
         "running": [run.execution_id for run in state.running[:RUNNING_SHOWN]],
         "running_count": len(state.running),
-        "taken_ms": state.taken_ms,
-        "created_ms": state.created_ms,
-        "ended_ms": state.ended_ms,
+        "taken_until": state.taken_ms,
+        "created_at": state.created_ms,
+        "ended_at": state.ended_ms,
         "error": state.error,
+        "command_id": state.recent[-1] if state.recent else None,
     }

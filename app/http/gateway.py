@@ -17,9 +17,14 @@ from app.adapters.definitions_feed import DefinitionsFeed
 from app.adapters.execution_feed import TOPICS, configuration
 from app.adapters.expressions import CelExpressions
 from app.adapters.read_feed import ReadFeed
+from app.adapters.tasks.registry import Registry
+from app.adapters.topic_reader import TopicReader
+from app.adapters.workflow_letters import LetterIndex
 from app.http import ops, problems
 from app.http.asgi import Limited
+from app.http.backfills import backfills_router
 from app.http.config import document
+from app.http.dead_letters import dead_letters_router
 from app.http.devices import devices_router
 from app.http.execution_bulk import bulk_router
 from app.http.execution_index import ExecutionIndex
@@ -30,6 +35,7 @@ from app.http.health import Check, HealthRegistry
 from app.http.read_model import ReadModel
 from app.http.reads import Reads
 from app.http.rollups import rollups_router
+from app.http.schedules import schedules_router
 from app.http.schemas import LedgerView
 from app.http.server import HttpServer, bind
 from app.http.signals import signals_router
@@ -38,6 +44,7 @@ from app.http.start_routes import StartRoutes
 from app.http.view import PATHS, SUPERVISOR_URL, LocalView, OpsView
 from app.http.workflow_access import Access
 from app.http.workflow_docs import add_documented
+from app.http.workflows import Catalogue, workflows_router
 from app.metrics import REGISTRY
 from config.http import HttpSettings
 from config.settings import Settings
@@ -47,7 +54,14 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def api_app(reads: Reads, view: OpsView, settings: HttpSettings, access: Access | None = None) -> ASGIApp:
+def api_app(
+    reads: Reads,
+    view: OpsView,
+    settings: HttpSettings,
+    access: Access | None = None,
+    letters: LetterIndex | None = None,
+    catalogue: Catalogue | None = None,
+) -> ASGIApp:
     """The API with its documentation, and the operational endpoints for convenience.
 
     Without `access` there are no workflows, only devices.
@@ -62,9 +76,18 @@ def api_app(reads: Reads, view: OpsView, settings: HttpSettings, access: Access 
     for router in (devices_router(reads), rollups_router(reads), signals_router(reads)):
         api.include_router(router)
     if access is not None:
-        for router in (executions_router(access), bulk_router(access)):
+        for router in (
+            executions_router(access),
+            bulk_router(access),
+            schedules_router(access),
+            backfills_router(access),
+        ):
             api.include_router(router)
         add_documented(api)
+    if access is not None and catalogue is not None:
+        api.include_router(workflows_router(access, catalogue))
+    if access is not None and letters is not None:
+        api.include_router(dead_letters_router(access, letters))
     _add_operations(api, view)
     problems.install(api)
     api.add_exception_handler(RequestValidationError, on_invalid_request)
@@ -143,6 +166,7 @@ class Gateway:
             Starter(settings.http.starts, settings.workflow.input_bytes, now_ms, self.definitions, CelExpressions()),
             ExecutionIndex(settings.http.executions, first),
         )
+        self._catalogue = Catalogue(self.access, self.definitions, Registry())
         self._streams: StreamRoutes | None = None
         self._server: HttpServer | None = None
 
@@ -164,7 +188,8 @@ class Gateway:
         """Answer on the API port; raises `EnvironmentError_` when it is taken."""
         http = self._settings.http
         listening = bind(http.host, http.port, "the HTTP API", "http.port")
-        asgi = api_app(self.reads, self._forward or self._local, http, self.access)
+        letters = LetterIndex(TopicReader(self._settings.kafka))
+        asgi = api_app(self.reads, self._forward or self._local, http, self.access, letters, self._catalogue)
         self._streams = asgi if isinstance(asgi, StreamRoutes) else None
         self._server = HttpServer(asgi, listening, keep_alive_s=http.keep_alive_s, connections_max=http.connections_max)
         self._health.add("read model", self._check)
