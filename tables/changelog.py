@@ -4,7 +4,9 @@
     value  tag + row; a deleted row is a tombstone whose tag is in the header "t"
     tag    1 byte version, 8 bytes epoch, 8 bytes number of the transaction (big-endian)
     marker the record with key MARKER: the transactions up to its tag are complete; its row is JSON
-           {"applied": {topic: last offset applied}}
+           {"applied": {topic: last offset applied}, "delivered": transaction up to which outputs are acknowledged}
+    outbox a record with key OUTBOX and the number's slot: the outputs of a transaction, to be sent again by the
+           next owner when the last marker does not say that they are delivered (tables.outbox)
     claim  the record with key CLAIM: a new owner; its epoch is the claim's own offset plus one
 
 A transaction counts once a marker of its epoch, at or after its number, follows it. Kafka orders the
@@ -13,6 +15,11 @@ the zombie believes. The new owner reads the log up to its own claim, so that it
 Keys that were written without counting are disputed: the next owner writes their counted values again in
 its first transaction, before compaction (which leaves records younger than ten minutes alone) can have
 removed those.
+
+Outboxes have few keys, used in turn, so that compaction keeps few of them: an owner has no more transactions
+undelivered than there are slots. Those of older epochs than the last marker's are done with: a new owner sends
+again what it found undelivered before its first marker. A zombie's do not count, and need no repair: were a slot's
+right outbox compacted away behind a zombie's, ten minutes would have passed in which no owner took over.
 """
 
 import struct
@@ -27,6 +34,8 @@ from app.ports import InRecord
 
 MARKER: Final = b"\x00applied"
 CLAIM: Final = b"\x00claim"
+OUTBOX: Final = b"\x00outbox"
+OUTBOX_SLOTS: Final = 64
 _TAG: Final = struct.Struct(">BQQ")
 _VERSION: Final = 2
 TAG_BYTES: Final = _TAG.size
@@ -61,9 +70,17 @@ def unpack_tag(value: bytes) -> Tag:
     return Tag(epoch, number)
 
 
-def marker_value(tag: Tag, applied: Mapping[str, int]) -> bytes:
-    """The value of a marker."""
-    return pack_tag(tag) + orjson.dumps({"applied": dict(applied)})
+def marker_value(tag: Tag, applied: Mapping[str, int], delivered: int | None = None) -> bytes:
+    """The value of a marker; `delivered` None: everything up to its tag, and older records say nothing of it."""
+    row: dict[str, Any] = {"applied": dict(applied)}
+    if delivered is not None:
+        row["delivered"] = delivered
+    return pack_tag(tag) + orjson.dumps(row)
+
+
+def outbox_key(number: int) -> bytes:
+    """The key of a transaction's outbox."""
+    return OUTBOX + (number % OUTBOX_SLOTS).to_bytes(2, "big")
 
 
 def claim_value() -> bytes:
@@ -86,7 +103,8 @@ class Replay:
 
     `disk` is the last transaction whose rows a store already holds; they are not returned again.
     `marked` is the last transaction that counts and `applied` what its marker says; `disk_marked` the
-    last number of the store's own epoch that counts. `claimed` is the epoch of the last claim.
+    last number of the store's own epoch that counts, `disk_delivered` the last one of it whose outputs are known
+    to be acknowledged. `claimed` is the epoch of the last claim.
     `last` is the transaction of the log's last marker where that is known beforehand: no row need wait.
 
     A compacted log has few markers left, so that rows may wait for one in great number. Beyond
@@ -98,12 +116,14 @@ class Replay:
     marked: Tag = NOTHING
     claimed: int = 0
     disk_marked: int = 0
+    disk_delivered: int = 0
     applied: dict[str, int] = field(default_factory=dict)
     last: Tag | None = None
     waiting_rows: int = WAITING_ROWS
     spilled: Tag = NOTHING
     _waiting: list[Written] = field(default_factory=list)
     _disputed: dict[bytes, int] = field(default_factory=dict)
+    _outboxes: dict[Tag, bytes] = field(default_factory=dict)
 
     @property
     def ahead(self) -> bool:
@@ -137,6 +157,9 @@ class Replay:
             elif key == MARKER and value is not None:
                 if tag.epoch >= self.claimed and tag > self.marked:
                     self._mark(tag, orjson.loads(value[TAG_BYTES:]), rows)
+            elif key.startswith(OUTBOX):
+                if tag.epoch >= self.claimed and value is not None:
+                    self._outboxes[tag] = value[TAG_BYTES:]
             elif tag.epoch < self.claimed or tag <= self.marked:
                 # A zombie's, or a repeat of one of ours by a client that was replaced: it is the last of its key.
                 self._disputed[key] = record.offset
@@ -158,11 +181,23 @@ class Replay:
         self._waiting = []
         return set(self._disputed)
 
+    def undelivered(self) -> list[bytes]:
+        """The outboxes that count and may not have been sent, in order, once the whole log was fed."""
+        last = self.marked
+        counting = sorted(tag for tag in self._outboxes if tag.epoch == last.epoch and tag.number <= last.number)
+        return [self._outboxes[tag] for tag in counting]
+
     def _mark(self, tag: Tag, row: dict[str, Any], rows: dict[bytes, bytes | None]) -> None:
         self.marked = tag
         self.applied = row["applied"]
+        delivered = row.get("delivered", tag.number)
         if tag.epoch == self.disk.epoch:
             self.disk_marked = tag.number
+            self.disk_delivered = delivered
+        if self._outboxes:
+            self._outboxes = {
+                of: outbox for of, outbox in self._outboxes.items() if of.epoch == tag.epoch and of.number > delivered
+            }
         still: list[Written] = []
         for written in self._waiting:
             if written.tag > tag:

@@ -5,28 +5,42 @@ The order, which is the guarantee that a crash neither loses nor applies twice:
 (2) `settle`: rows go to the changelog and outputs to their topics, and all are acknowledged;
 (3) a marker on the changelog makes the transaction count; markers are sent in order, one for many;
 (4) only then the caller acknowledges its input range, whose group offset is committed later;
-(5) the pending outputs are forgotten with the next WriteBatch.
+(5) the pending outputs are forgotten with a later WriteBatch.
 On open: what is on disk and never got its marker is sent again if nothing of another owner counts since,
 and thrown away for the changelog's state if something does. While open, a record of anybody else on the
 changelog partition shows as a hole between our own offsets: the partition is `Fenced`, and opened again.
+
+(2) and (3) are two trips to the broker, one after the other. With `single_trip_bytes` they are one:
+(2a) rows, then the outputs once more as a record of the changelog (the outbox), then the marker go to the
+     changelog in this order, and the outputs to their topics at the same time;
+(2b) the publisher sends nothing behind a record of the changelog that could not be sent (`unbroken`): a marker
+     on the log says that the rows and outboxes before it are there too;
+(2c) each marker says up to which transaction all outputs are acknowledged (`delivered`): the outboxes of later
+     ones are what the next owner sends again, from the disk or from the changelog, before its first marker.
+A transaction goes in two trips all the same when its outbox is too large, when the outboxes not yet delivered
+would need more slots than there are, and while an earlier one in two trips waits for its marker: a later marker
+would make that one count before its outputs are anywhere. The take-over itself is one of two trips.
 """
 
 import asyncio
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import orjson
 
 from app.errors import Fenced
 from app.ports import OutRecord, Publisher
-from tables.changelog import MARKER, Tag, marker_value, pack_tag
+from tables.changelog import MARKER, OUTBOX_SLOTS, Tag, marker_value, outbox_key, pack_tag
+from tables.outbox import pack_outbox, unpack_outbox
 
 META: Final = b"\x01meta"
 PENDING: Final = b"\x02"
 ROWS: Final = b"\x10"
 ROWS_END: Final = b"\x11"
+# A marker that says nothing but that all is delivered may wait this long for one that is sent anyway.
+TRAILING_S: Final = 0.1
 _NUMBER: Final = struct.Struct(">Q")
 
 
@@ -45,13 +59,20 @@ class ChangelogPublisher(Publisher, Protocol):
     def foreign_records(self, topic: str, partition: int) -> int:
         """Records that others appended between ours, since our first one."""
 
+    def unbroken(self, topic: str, partition: int) -> None:
+        """From this call on, nothing goes to the partition behind a record of ours that could not be sent.
+
+        Whoever publishes to it after that gets `PublishFailed`, until this is called again.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Meta:
     """What the disk says of itself.
 
     `number` is the last transaction written, `marked` the last one whose marker was acknowledged;
-    every changelog record before `changelog_next` is in the rows. `written_ms` is the wall clock.
+    every changelog record before `changelog_next` is in the rows, and every outbox before it is delivered, as are
+    all outputs up to transaction `delivered`. `written_ms` is the wall clock.
     """
 
     epoch: int = 0
@@ -60,16 +81,19 @@ class Meta:
     changelog_next: int = 0
     written_ms: int = 0
     applied: Mapping[str, int] = field(default_factory=dict)
+    delivered: int = 0
 
     def to_bytes(self) -> bytes:
         """As JSON."""
         numbers = [self.epoch, self.number, self.marked, self.changelog_next, self.written_ms]
-        return orjson.dumps([*numbers, dict(self.applied)])
+        return orjson.dumps([*numbers, dict(self.applied), self.delivered])
 
     @classmethod
     def from_bytes(cls, value: bytes) -> "Meta":
-        """From JSON."""
-        return cls(*orjson.loads(value))
+        """From JSON; where nothing is said of deliveries, all that was marked was delivered."""
+        epoch, number, marked, *rest = orjson.loads(value)
+        changelog_next, written_ms, applied, *delivered = rest
+        return cls(epoch, number, marked, changelog_next, written_ms, applied, *(delivered or [marked]))
 
 
 @dataclass(slots=True)
@@ -90,11 +114,16 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A written change on its way: `number` orders it, `records` are to be acknowledged before its marker."""
+    """A written change on its way: `number` orders it, `rows` and `outputs` are the records to send.
+
+    `outbox` is the outputs as one value, when they may go in one trip with the marker (b"": there are none).
+    """
 
     number: int
-    records: Sequence[OutRecord]
+    rows: Sequence[OutRecord]
+    outputs: Sequence[OutRecord]
     applied: Mapping[str, int]
+    outbox: bytes | None = None
 
 
 class TablePartition:
@@ -108,8 +137,12 @@ class TablePartition:
         partition: int,
         meta: Meta,
         owned: Callable[[], bool] = lambda: True,
+        single_trip_bytes: int = 0,
     ) -> None:
-        """`meta.epoch` is the epoch of this owner, whose claim is the last record of the publisher's."""
+        """`meta.epoch` is the epoch of this owner, whose claim is the last record of the publisher's.
+
+        A transaction whose outputs take at most `single_trip_bytes` settles in one trip; 0: all take two.
+        """
         self.partition = partition
         self.changelog = changelog
         self.applied: dict[str, int] = dict(meta.applied)
@@ -117,15 +150,20 @@ class TablePartition:
         self._store = store
         self._publisher = publisher
         self._owned = owned
+        self._single_trip_bytes = single_trip_bytes
         self._epoch = meta.epoch
         self._number = meta.number
-        self._marked = meta.marked
-        self._forgotten = meta.marked
+        self._marked = self._forgotten = meta.marked
         self._changelog_next = meta.changelog_next
         self._foreign = publisher.foreign_records(changelog, partition)
-        self._settled: dict[int, Mapping[str, int]] = {}
-        self._prefix = self._sent = meta.marked
+        self._begun = self._delivered = self._told = meta.marked  # told: delivered as far as a marker says
+        self._two_trips = meta.marked  # the last transaction that went in two
+        self._done: set[int] = set()  # published whole, while an earlier one is not
+        self._under_way: dict[int, Mapping[str, int]] = {}  # what those after `_delivered` apply
+        self._floors: dict[int, int] = {}  # where the changelog ended when those began
+        self._applied_told: Mapping[str, int] = self.applied  # of transaction `_delivered`
         self._marking: asyncio.Task[None] | None = None
+        self._trailing: asyncio.TimerHandle | None = None
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._broken: BaseException | None = None
 
@@ -155,25 +193,29 @@ class TablePartition:
         if self.closed or not self._owned():
             raise Fenced(f"partition {self.partition} of {self.changelog} is no longer owned by this process")
         applied = {**self.applied, topic: offset} if topic is not None else dict(self.applied)
-        forgotten = [_pending_key(done) for done in range(self._forgotten + 1, self._marked + 1)]
+        upto = min(self._marked, self._delivered)
+        forgotten = [_pending_key(done) for done in range(self._forgotten + 1, upto + 1)]
         written = self._write(changes, applied, forgotten, timestamp_ms)
-        self._forgotten = self._marked
+        self._forgotten = max(self._forgotten, upto)
         return written
 
     def _write(
         self, changes: Changes, applied: dict[str, int], forgotten: Iterable[bytes], timestamp_ms: int
     ) -> Transaction:
         number = self._number + 1
-        records = [*changes.outputs, *self._changelog_records(changes.rows, Tag(self._epoch, number), timestamp_ms)]
+        rows = list(self._changelog_records(changes.rows, Tag(self._epoch, number), timestamp_ms))
+        pending = pack_outbox(changes.rows, changes.outputs)
         batch: list[tuple[bytes, bytes | None]] = [(ROWS + key, value) for key, value in changes.rows.items()]
         batch.extend((key, None) for key in forgotten)
-        batch.append((_pending_key(number), pack_outbox(changes.rows, changes.outputs)))
-        meta = Meta(self._epoch, number, self._marked, self._changelog_next, timestamp_ms, applied)
+        batch.append((_pending_key(number), pending))
+        meta = Meta(self._epoch, number, self._marked, self._changelog_next, timestamp_ms, applied, self._delivered)
         batch.append((META, meta.to_bytes()))
         self._store.write(batch)
         self._number = number
         self.applied = applied
-        return Transaction(number, records, applied)
+        outbox = pending if changes.outputs else b""
+        fits = len(outbox) <= self._single_trip_bytes and self._single_trip_bytes > 0
+        return Transaction(number, rows, changes.outputs, applied, outbox if fits else None)
 
     def _changelog_records(
         self, rows: Mapping[bytes, bytes | None], tag: Tag, timestamp_ms: int
@@ -192,20 +234,86 @@ class TablePartition:
         Raises what the publisher raises, and `Fenced` when another process writes the changelog too. From
         then on nothing settles any more: open the partition again.
         """
-        assert written.number == self._sent + 1, "of two changes of a key the later one must be the later record"
-        self._sent = written.number
+        number = written.number
+        assert number == self._begun + 1, "of two changes of a key the later one must be the later record"
+        one_trip = self._in_one_trip(written)
+        records = self._begin(written, timestamp_ms, one_trip=one_trip)
         try:
-            await self._publisher.publish(written.records)
+            if self._broken is not None:
+                self._check_alone()
+            await self._publisher.publish(records)
             self._check_alone()
         except BaseException as error:
             self._break(error)
             raise
-        done = self._waiting[written.number] = asyncio.get_running_loop().create_future()
-        self._settled[written.number] = written.applied
-        if self._marking is None:
+        if one_trip:
+            self._marked = max(self._marked, number)
+            self._finish(number)
+            self._mark_what_waits(timestamp_ms)
+            return
+        done = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._finish(number)
+        self._mark_what_waits(timestamp_ms)
+        await done
+
+    def _in_one_trip(self, written: Transaction) -> bool:
+        return (
+            written.outbox is not None
+            and self._two_trips <= self._marked
+            and written.number - self._delivered <= OUTBOX_SLOTS
+        )
+
+    def _begin(self, written: Transaction, timestamp_ms: int, *, one_trip: bool) -> list[OutRecord]:
+        """Note that the transaction is under way, and return its records in the order of (2) or (2a)."""
+        number = self._begun = written.number
+        self._under_way[number] = written.applied
+        last = self._publisher.last_offset(self.changelog, self.partition)
+        self._floors[number] = 0 if last is None else last + 1
+        if self._trailing is not None:
+            self._trailing.cancel()
+            self._trailing = None
+        if not one_trip:
+            self._two_trips = number
+            return [*written.outputs, *written.rows]
+        tag = Tag(self._epoch, number)
+        records = list(written.rows)
+        if written.outbox:
+            value = pack_tag(tag) + written.outbox
+            records.append(OutRecord(self.changelog, outbox_key(number), value, timestamp_ms, (), self.partition))
+        marker = marker_value(tag, written.applied, self._delivered)
+        self._told = self._delivered
+        records.append(OutRecord(self.changelog, MARKER, marker, timestamp_ms, (), self.partition))
+        return [*records, *written.outputs]
+
+    def _finish(self, number: int) -> None:
+        """All records of a transaction are acknowledged: move the delivered prefix, and what the disk need not read."""
+        self._done.add(number)
+        while (following := self._delivered + 1) in self._done:
+            self._done.discard(following)
+            self._delivered = following
+            self._applied_told = self._under_way.pop(following)
+            del self._floors[following]
+        last = self._publisher.last_offset(self.changelog, self.partition)
+        if self._marked >= self._delivered and last is not None:
+            self._changelog_next = self._floors.get(self._delivered + 1, last + 1)
+
+    def _mark_what_waits(self, timestamp_ms: int) -> None:
+        """Send a marker if a transaction waits for one; else one that says what is delivered, a little later."""
+        if self._marking is not None or self._broken is not None or self.closed:
+            return
+        if self._marked < self._delivered:
             name = f"marker {self.changelog}-{self.partition}"
             self._marking = asyncio.create_task(self._mark(timestamp_ms), name=name)
-        await done
+        elif self._told < self._delivered == self._begun and self._trailing is None:
+            loop = asyncio.get_running_loop()
+            self._trailing = loop.call_later(TRAILING_S, self._trail, timestamp_ms)
+
+    def _trail(self, timestamp_ms: int) -> None:
+        """Nothing more was written: tell that all is delivered, so that the next owner sends nothing again."""
+        self._trailing = None
+        if self._marking is None and self._broken is None and not self.closed and self._begun == self._delivered:
+            name = f"marker {self.changelog}-{self.partition}"
+            self._marking = asyncio.create_task(self._mark(timestamp_ms), name=name)
 
     def _check_alone(self) -> None:
         if self._broken is not None:
@@ -226,15 +334,11 @@ class TablePartition:
                 waiter.set_exception(self._broken if isinstance(self._broken, Exception) else Fenced())
 
     async def _mark(self, timestamp_ms: int) -> None:
-        """Send one marker for every run of settled transactions, until none waits."""
+        """Send one marker for all that is delivered, until none waits."""
         try:
-            while self._prefix + 1 in self._settled:
-                applied: Mapping[str, int] = {}
-                while (following := self._settled.pop(self._prefix + 1, None)) is not None:
-                    self._prefix += 1
-                    applied = following
-                upto = self._prefix
-                await self._publish_marker(upto, applied, timestamp_ms)
+            while self._marked < self._delivered or self._told < self._delivered == self._begun:
+                upto = self._delivered
+                await self._publish_marker(upto, self._applied_told, timestamp_ms)
                 for number in [n for n in self._waiting if n <= upto]:
                     waiter = self._waiting.pop(number)
                     if not waiter.done():
@@ -249,32 +353,47 @@ class TablePartition:
 
     async def _publish_marker(self, number: int, applied: Mapping[str, int], timestamp_ms: int) -> None:
         self._check_alone()
-        value = marker_value(Tag(self._epoch, number), applied)
+        value = marker_value(Tag(self._epoch, number), applied, number)
         marker = OutRecord(self.changelog, MARKER, value, timestamp_ms, (), self.partition)
+        self._told = max(self._told, number)
         await self._publisher.publish([marker])
         self._check_alone()
-        self._marked = number
+        self._marked = max(self._marked, number)
         last = self._publisher.last_offset(self.changelog, self.partition)
-        if last is not None:
-            self._changelog_next = last + 1
+        if last is not None and self._marked >= self._delivered:
+            self._changelog_next = self._floors.get(self._delivered + 1, last + 1)
 
     # ---- open, close ----
 
-    async def take_over(self, disputed: Iterable[bytes], *, resend_after: int | None, timestamp_ms: int) -> None:
+    async def take_over(
+        self,
+        disputed: Iterable[bytes],
+        *,
+        resend_after: int | None,
+        delivered: int = 0,
+        undelivered: Iterable[bytes] = (),
+        timestamp_ms: int,
+    ) -> None:
         """Begin the epoch: repair disputed keys, send again what never counted, and mark, all in one transaction.
 
-        `resend_after` is the last transaction of the disk that counts; None when the disk's pending
-        ones were overruled and are thrown away.
+        `resend_after` is the last transaction of the disk that counts, `delivered` the last one whose outputs are
+        known to be acknowledged; None when the disk's pending ones were overruled and are thrown away.
+        `undelivered` are the outboxes on the changelog that count and may not have been sent.
         """
         repaired = Changes(rows={key: self.get(key) for key in disputed})
         forgotten = []
+        for packed in undelivered:
+            repaired.outputs += unpack_outbox(packed)[1]
         for key, packed in self._store.range(PENDING, PENDING + b"\xff" * 9):
             forgotten.append(key)
-            if resend_after is not None and _NUMBER.unpack(key[len(PENDING) :])[0] > resend_after:
-                keys, outputs = unpack_outbox(packed)
+            number = _NUMBER.unpack(key[len(PENDING) :])[0]
+            if resend_after is None or number <= min(resend_after, delivered):
+                continue
+            keys, outputs = unpack_outbox(packed)
+            repaired.outputs += outputs
+            if number > resend_after:
                 repaired.rows.update((row, self.get(row)) for row in keys)
-                repaired.outputs += outputs
-        written = self._write(repaired, dict(self.applied), forgotten, timestamp_ms)
+        written = replace(self._write(repaired, dict(self.applied), forgotten, timestamp_ms), outbox=None)
         await self.settle(written, timestamp_ms=timestamp_ms)
 
     def close(self) -> None:
@@ -283,51 +402,10 @@ class TablePartition:
             self.closed = True
             if self._marking is not None:
                 self._marking.cancel()
+            if self._trailing is not None:
+                self._trailing.cancel()
             self._store.close()
 
 
 def _pending_key(number: int) -> bytes:
     return PENDING + _NUMBER.pack(number)
-
-
-def pack_outbox(keys: Iterable[bytes], outputs: Sequence[OutRecord]) -> bytes:
-    """What a restart must send again: the keys of changed rows (their values are in the store) and the outputs."""
-    heads = [
-        [
-            record.topic,
-            -1 if record.key is None else len(record.key),
-            -1 if record.value is None else len(record.value),
-            record.timestamp_ms,
-            [[name, content.hex()] for name, content in record.headers],
-            record.partition,
-        ]
-        for record in outputs
-    ]
-    changed = list(keys)
-    head = orjson.dumps([[len(key) for key in changed], heads])
-    parts = [len(head).to_bytes(4, "big"), head, *changed]
-    for record in outputs:
-        parts += (record.key or b"", record.value or b"")
-    return b"".join(parts)
-
-
-def unpack_outbox(packed: bytes) -> tuple[list[bytes], list[OutRecord]]:
-    """The keys and outputs of an outbox entry."""
-    size = int.from_bytes(packed[:4], "big")
-    at = 4 + size
-    sizes, heads = orjson.loads(packed[4:at])
-
-    def take(length: int) -> bytes | None:
-        nonlocal at
-        if length < 0:
-            return None
-        at += length
-        return packed[at - length : at]
-
-    keys = [packed[at : (at := at + length)] for length in sizes]
-    outputs = []
-    for topic, key_bytes, value_bytes, timestamp_ms, headers, partition in heads:
-        key, value = take(key_bytes), take(value_bytes)
-        pairs = tuple((name, bytes.fromhex(content)) for name, content in headers)
-        outputs.append(OutRecord(topic, key, value, timestamp_ms, pairs, partition))
-    return keys, outputs

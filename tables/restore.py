@@ -7,7 +7,8 @@
 (4) nothing counts that the disk has not: the disk is ahead of the changelog and stays as it is;
     something does, and all of ours counted: its rows are added;
     something does, and some of ours did not count: the store is emptied and filled from the changelog;
-(5) a new epoch begins, in one write: what never counted is sent again, what was half written is repaired.
+(5) a new epoch begins, in one write: what never counted, or counts and may not have been sent, is sent again,
+    what was half written is repaired.
 """
 
 import logging
@@ -73,10 +74,13 @@ async def open_partition(
     owned: Callable[[], bool],
     now_ms: Callable[[], int],
     waiting_rows: int = WAITING_ROWS,
+    single_trip_bytes: int = 0,
 ) -> tuple[TablePartition, Restored]:
     """Open, restore and take over one partition; numbered as in the module's docstring.
 
-    `waiting_rows` bounds the rows kept in memory until the marker after them is read.
+    `waiting_rows` bounds the rows kept in memory until the marker after them is read. A transaction whose outputs
+    take at most `single_trip_bytes` settles in one trip to the broker (`tables.partition`), which needs a publisher
+    that is idempotent; 0: all take two.
     """
     began = time.perf_counter()
     end = await _claim(place, publisher, now_ms())  # (1)
@@ -89,11 +93,16 @@ async def open_partition(
     replay, disk = opening.replay, opening.disk
     number = max(disk.number, replay.marked.number)
     applied = replay.applied if replay.ahead else disk.applied
-    meta = Meta(end + 1, number, marked=number, changelog_next=end, applied=applied)
-    opened = TablePartition(opening.store, publisher, place.changelog, place.partition, meta, owned)
+    meta = Meta(end + 1, number, marked=number, changelog_next=end, applied=applied, delivered=number)
+    opened = TablePartition(opening.store, publisher, place.changelog, place.partition, meta, owned, single_trip_bytes)
     try:
-        resend_after = None if replay.ahead else replay.disk_marked
-        await opened.take_over(replay.finish(), resend_after=resend_after, timestamp_ms=now_ms())  # (5)
+        await opened.take_over(  # (5)
+            replay.finish(),
+            resend_after=None if replay.ahead else replay.disk_marked,
+            delivered=replay.disk_delivered,
+            undelivered=replay.undelivered() if replay.ahead else (),
+            timestamp_ms=now_ms(),
+        )
     except BaseException:
         opened.close()
         raise
@@ -113,6 +122,7 @@ async def open_partition(
 async def _claim(place: Place, publisher: ChangelogPublisher, timestamp_ms: int) -> int:
     """(1): the offset of our claim, which is the end of all that older owners may have written."""
     claim = OutRecord(place.changelog, CLAIM, claim_value(), timestamp_ms, (), place.partition)
+    publisher.unbroken(place.changelog, place.partition)
     before = publisher.last_offset(place.changelog, place.partition)
     await publisher.publish([claim])
     offset = publisher.last_offset(place.changelog, place.partition)
@@ -186,6 +196,7 @@ class _Opening:
             marked=Tag(disk.epoch, disk.marked),
             claimed=disk.epoch,
             disk_marked=disk.marked,
+            disk_delivered=disk.delivered,
             applied=dict(disk.applied),
             waiting_rows=self.replay.waiting_rows,
         )

@@ -8,7 +8,7 @@ Order and acknowledgement, which are the guarantee:
 (4) when the client fails as a whole, it is ended and replaced, and every batch under way is sent again
     in order: a duplicate is possible then, a loss is not;
 (5) a batch the broker refuses for good is halved until the refused record is alone; that one fails its
-    waiters with `PublishFailed` and is counted, the others are sent.
+    waiters with `PublishFailed` and is counted, the others are sent (where order is `unbroken`, only those before).
 """
 
 import asyncio
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 # One batch on the wire and one built and waiting: the wire never idles, and a reset resends at most two.
 LANE_BATCHES_IN_FLIGHT: Final = 2
+ORDER_BROKEN: Final = "order_broken"
 PARTITION_CACHE_KEYS: Final = 1_000_000
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 2.0
@@ -48,6 +49,7 @@ class BatchProducer:
         self._delivered = delivered
         self._client: Client | None = None
         self._lanes: dict[tuple[str, int], Lane] = {}
+        self._unbroken: set[tuple[str, int]] = set()
         self._partitions: dict[str, int] = {}
         self._partition_cache: dict[str, dict[bytes, int]] = {}
         self._records = 0
@@ -145,6 +147,12 @@ class BatchProducer:
         lane = self._lanes.get((topic, partition))
         return lane.foreign if lane is not None else 0
 
+    def unbroken(self, topic: str, partition: int) -> None:
+        """From now on nothing goes to this partition behind a record refused here or there; begin anew after one."""
+        self._unbroken.add((topic, partition))
+        if (lane := self._lanes.get((topic, partition))) is not None:
+            lane.unbroken, lane.broken = True, False
+
     # ---- sending ----
 
     def send_nowait(
@@ -208,22 +216,25 @@ class BatchProducer:
             async with self._order:
                 await self._queue_all(records, waiting)
         except BaseException:
+            self._break_orders(records)
             for lane, waiter in waiting.items():
                 lane.seal(waiter)
                 waiter.abandon()
             raise
         for lane, waiter in waiting.items():
             lane.seal(waiter)
-        if waiting:
-            await all_of(waiting.values())
+        await all_of(waiting.values())
 
     async def _queue_all(self, records: Sequence[OutRecord], waiting: dict[Lane, Waiter]) -> None:
         at = 0
         while (at := self._queue_run(records, at, waiting)) < len(records):
             record = records[at]
             self._refuse_unsendable(record, size_of(record))
-            if self._lane_of(record) is None:
+            lane = self._lane_of(record)
+            if lane is None:
                 await self._new_lane(record)
+            elif lane.broken:
+                raise PublishFailed(ORDER_BROKEN, len(records) - at, record.topic)
             else:
                 self._room.clear()
                 await self.wait_for_room()
@@ -248,7 +259,7 @@ class BatchProducer:
             if partition is None or partition != last_partition or record[0] != last_topic:
                 lane = self._lane_of(record)
                 last_topic, last_partition = record[0], partition
-            if lane is None or size > largest or taken_bytes + size > room_bytes:
+            if lane is None or size > largest or taken_bytes + size > room_bytes or lane.broken:
                 break
             if lane not in waiting:
                 waiting[lane] = Waiter(lane.appended, lane.appended, asyncio.get_running_loop().create_future())
@@ -305,6 +316,7 @@ class BatchProducer:
 
     def _open_lane(self, topic: str, partition: int) -> Lane:
         lane = self._lanes[(topic, partition)] = Lane(topic, partition)
+        lane.unbroken = (topic, partition) in self._unbroken
         lane.task = asyncio.create_task(self._run_lane(lane), name=f"producer {topic}-{partition}")
         return lane
 
@@ -381,6 +393,8 @@ class BatchProducer:
             lane.split(batch)
         elif refused is not None:
             self._finish(lane, batch, refused.reason)
+            if lane.unbroken:  # what the client holds of it goes with the client
+                self._fail_lane(lane, ORDER_BROKEN)
         # A failed batch leaves a hole in the idempotent sequence: this client can send no more to the partition.
         self._replace(client, error, progress=refused is not None)
 
@@ -466,12 +480,18 @@ class BatchProducer:
             if lane.topic == topic:
                 self._fail_lane(lane, UNKNOWN_TOPIC)
 
+    def _break_orders(self, records: Sequence[OutRecord]) -> None:
+        """A `publish` was not queued whole."""
+        for key in self._unbroken & self._lanes.keys() & {(record.topic, record.partition) for record in records}:
+            self._lanes[key].broken = True
+
     def _fail_everything(self, reason: str) -> None:
         for lane in self._lanes.values():
             self._fail_lane(lane, reason)
         self._room.set()
 
     def _fail_lane(self, lane: Lane, reason: str) -> None:
+        lane.broken = lane.unbroken
         if lane.records:
             rest = lane.cut_all()
             rest.holds_slot = False

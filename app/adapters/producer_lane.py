@@ -62,6 +62,7 @@ class Lane:
     __slots__ = (
         "appended",
         "batch_bytes",
+        "broken",
         "bytes",
         "first_at",
         "flush_now",
@@ -74,6 +75,7 @@ class Lane:
         "settled",
         "task",
         "topic",
+        "unbroken",
         "waiters",
         "wake",
     )
@@ -97,6 +99,8 @@ class Lane:
         self.proven: Client | None = None
         self.wake = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.unbroken = False  # nothing may follow a record that could not be sent
+        self.broken = False  # that has happened
 
     def landed(self, base: int, count: int) -> None:
         """Note where a batch was appended; what lies between it and the one before it is not ours.

@@ -103,6 +103,9 @@ class LogPublisher:
                 self._last[record.topic] = offset
             await self.gate.step()
 
+    def unbroken(self, topic: str, partition: int) -> None:
+        self._broken = False
+
     def last_offset(self, topic: str, partition: int) -> int | None:
         return self._last.get(topic)
 

@@ -48,7 +48,7 @@ def new_executor(
         tasks_each=tasks.process_tasks,
         memory_bytes=tasks.process_memory_bytes,
         start_timeout_s=tasks.process_start_timeout_ms / 1000,
-        frame_bytes=max(tasks.payload_bytes, settings.workflow.result_bytes),
+        frame_bytes=tasks.payload_bytes if tasks.claim_check else settings.workflow.result_bytes,
         environment=tasks.process_environment,
     )
     return Executor(

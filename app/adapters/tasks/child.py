@@ -20,7 +20,7 @@ from typing import Any, Final
 import orjson
 
 from app.adapters.tasks.failures import describe
-from app.adapters.tasks.frames import CANCEL, ERROR, HEARTBEAT, JOB, READY, RESULT, Reader, frame
+from app.adapters.tasks.frames import CANCEL, ERROR, ERROR_BYTES, HEARTBEAT, JOB, READY, RESULT, Reader, frame
 from app.adapters.tasks.payload import TooLarge, dumps
 from app.adapters.tasks.preparation import Types
 from app.adapters.tasks.protocol import SyncTaskType, TaskCall
@@ -30,6 +30,7 @@ from app.errors import TaskFailed
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _READ_BYTES: Final = 1 << 18
 _UNLIMITED: Final = 1 << 62
+_SHORT: Final = 4_000
 
 
 class _Line:
@@ -114,9 +115,12 @@ def _told(error: BaseException) -> bytes:
     found = describe(error)
     told = {"type": found.type, "message": found.message, "retryable": found.retryable}
     try:
-        return orjson.dumps({**told, "detail": found.detail}, default=repr, option=orjson.OPT_NON_STR_KEYS)
-    except (TypeError, RecursionError):
-        return orjson.dumps({key: repr(value) if isinstance(value, str) else value for key, value in told.items()})
+        encoded = orjson.dumps({**told, "detail": found.detail}, default=repr, option=orjson.OPT_NON_STR_KEYS)
+    except (TypeError, RecursionError):  # lone surrogates, or a detail that contains itself
+        encoded = b""
+    if 0 < len(encoded) <= ERROR_BYTES:
+        return encoded
+    return orjson.dumps({**told, "type": ascii(found.type)[:100], "message": ascii(found.message)[:_SHORT]})
 
 
 def _settle_in(memory_bytes: int, parent: int) -> None:

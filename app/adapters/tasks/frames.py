@@ -4,6 +4,8 @@ import struct
 from typing import Final
 
 HEAD: Final = struct.Struct(">cI")
+# What a task process may say of an error, whatever its results may be.
+ERROR_BYTES: Final = 65_536
 
 # To the task process.
 JOB: Final = b"J"

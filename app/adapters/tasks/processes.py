@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
-from app.adapters.tasks.frames import CANCEL, ERROR, HEARTBEAT, JOB, READY, RESULT, Broken, Reader, frame
+from app.adapters.tasks.frames import CANCEL, ERROR, ERROR_BYTES, HEARTBEAT, JOB, READY, RESULT, Broken, Reader, frame
 
 OUTPUT_TAIL_BYTES: Final = 4_096
 PASSED_ON: Final = (
@@ -68,7 +68,7 @@ class TaskProcess(asyncio.Protocol):
         self.done = 0
         self.pid = 0
         self._limits = limits
-        self._reader = Reader(limits.frame_bytes)
+        self._reader = Reader(max(limits.frame_bytes, ERROR_BYTES))
         self._socket: asyncio.WriteTransport | None = None
         self._child: asyncio.SubprocessTransport | None = None
         self._output = bytearray()

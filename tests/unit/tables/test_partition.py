@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from app.errors import EnvironmentError_, Fenced, PublishFailed
 from app.ports import OutRecord
 from tables.changelog import MARKER, unpack_tag
-from tables.partition import META, PENDING, ROWS, Changes, Meta, TablePartition, Transaction, pack_outbox, unpack_outbox
+from tables.outbox import pack_outbox, unpack_outbox
+from tables.partition import META, PENDING, ROWS, Changes, Meta, TablePartition, Transaction
 from tables.restore import TRUSTED_AGE_MS
 from tests.helpers.tables import (
     CHANGELOG,
