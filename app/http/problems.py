@@ -24,6 +24,8 @@ class FieldProblem(BaseModel):
 
     field: str = Field(description="Where: body.action, query.limit, …")
     message: str
+    line: int | None = Field(None, description="Of a definition, from 1.")
+    column: int | None = None
 
 
 class Problem(BaseModel):
@@ -60,7 +62,7 @@ UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "descrip
 
 
 def document(
-    status: int, detail: str, instance: str, *, errors: Sequence[Mapping[str, str]] = (), title: str | None = None
+    status: int, detail: str, instance: str, *, errors: Sequence[Mapping[str, Any]] = (), title: str | None = None
 ) -> bytes:
     """The bytes of a problem document; `errors` only when there are some."""
     body: dict[str, Any] = {
@@ -80,7 +82,7 @@ def response(
     detail: str,
     instance: str,
     *,
-    errors: Sequence[Mapping[str, str]] = (),
+    errors: Sequence[Mapping[str, Any]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     return Response(
