@@ -41,6 +41,7 @@ from app.domain.workflow.commands import (
 )
 from app.domain.workflow.effects import Dispatch, Ended, heard, is_current, order_for, outstanding
 from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.schedule import CLOCK_BACK_MS
 from app.domain.workflow.timers import timer_name
 from app.ports import InRecord
 from tables.executions import Header
@@ -181,7 +182,9 @@ class Engine:
 
     def _begin(self, now_ms: int) -> None:
         self._turns.batch = Batch()
-        self._turns.now_ms = now_ms
+        was_ms, self._turns.now_ms = self._turns.now_ms, now_ms
+        if now_ms < was_ms - CLOCK_BACK_MS:
+            self._keeper.look_again()
         self._timers.refill(now_ms)
         for _ in range(min(len(self._inbox), self._node.terms().transaction_commands)):
             self._hear(self._inbox.popleft())

@@ -41,6 +41,15 @@ class EntityKeeper:
         if self._entities is not None:
             self._apply(entity_id, self._entities.timer(entity_id, name, due_ms, self._turns.now_ms))
 
+    def look_again(self) -> None:
+        """The clock was put back: the timers of entities are for a time that is further off than they meant."""
+        if self._entities is None:
+            return
+        for key, row in list(self._tables.range(ENTITY_TIMERS, ENTITY_TIMERS + b"\xff")):
+            entity_id = key[len(ENTITY_TIMERS) :].decode()
+            for name in orjson.loads(row):
+                self._apply(entity_id, self._entities.timer(entity_id, name, self._turns.now_ms, self._turns.now_ms))
+
     def _row(self, key: bytes) -> bytes | None:
         """A row as it will be: what the batch under way has decided goes before what is written."""
         rows = self._turns.batch.rows
