@@ -1,4 +1,4 @@
-"""What tests of the engine share: definitions in memory, an executor that obeys, and a coordinator with a log beside."""
+"""What tests of the engine share: definitions in memory, an obedient executor, a coordinator and the log it writes."""
 
 import asyncio
 import contextlib
@@ -239,4 +239,4 @@ async def book(broker: str) -> AsyncIterator[Book]:
 
 
 def started(name: str, execution_id: str, given: Mapping[str, Any] | None = None, **fields: Any) -> Start:
-    return Start(execution_id=execution_id, workflow=name, version="v1", input=given or {}, **fields)
+    return Start(**{"execution_id": execution_id, "workflow": name, "version": "v1", "input": given or {}, **fields})
