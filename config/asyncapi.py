@@ -23,6 +23,11 @@ _FLOW: Mapping[str, tuple[str, str]] = {
     "device.late": ("transform", "outside"),
     "device.deadletter": ("every stage", "command line, outside"),
     "device.truth": ("fleet, replay", "scoring"),
+    "workflow.definitions": ("API, engine", "engine, API, triggers, outside"),
+    "workflow.commands": ("API, triggers, workers, engine", "engine"),
+    "workflow.events": ("engine", "API, outside"),
+    "workflow.tasks.default": ("engine", "workers"),
+    "workflow.deadletter": ("engine, triggers", "API, command line, outside"),
 }
 
 

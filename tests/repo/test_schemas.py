@@ -49,7 +49,8 @@ def test_the_committed_asyncapi_document_is_the_generated_one() -> None:
 def test_every_committed_schema_is_a_schema_and_belongs_to_a_topic() -> None:
     for path in (DOCS / FOLDER).glob("*.json"):
         Draft202012Validator.check_schema(orjson.loads(path.read_bytes()))
-        assert path.stem in {topic.schema for topic in ALL_TOPICS}
+        # `workflow` is that of a file people write, which is part of a topic's value.
+        assert path.stem in {*(topic.schema for topic in ALL_TOPICS), "workflow"}
 
 
 def test_every_reference_of_the_document_leads_somewhere() -> None:
