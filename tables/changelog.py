@@ -35,7 +35,6 @@ from app.ports import InRecord
 MARKER: Final = b"\x00applied"
 CLAIM: Final = b"\x00claim"
 OUTBOX: Final = b"\x00outbox"
-OUTBOX_SLOTS: Final = 64
 _TAG: Final = struct.Struct(">BQQ")
 _VERSION: Final = 2
 TAG_BYTES: Final = _TAG.size
@@ -78,9 +77,9 @@ def marker_value(tag: Tag, applied: Mapping[str, int], delivered: int | None = N
     return pack_tag(tag) + orjson.dumps(row)
 
 
-def outbox_key(number: int) -> bytes:
-    """The key of a transaction's outbox."""
-    return OUTBOX + (number % OUTBOX_SLOTS).to_bytes(2, "big")
+def outbox_key(number: int, slots: int) -> bytes:
+    """The key of a transaction's outbox; so many of the latest ones outlive compaction."""
+    return OUTBOX + (number % slots).to_bytes(2, "big")
 
 
 def claim_value() -> bytes:

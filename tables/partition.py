@@ -10,7 +10,7 @@ On open: what is on disk and never got its marker is sent again if nothing of an
 and thrown away for the changelog's state if something does. While open, a record of anybody else on the
 changelog partition shows as a hole between our own offsets: the partition is `Fenced`, and opened again.
 
-(2) and (3) are two trips to the broker, one after the other. With `single_trip_bytes` they are one:
+(2) and (3) are two trips to the broker, one after the other. With `SingleTrip` they are one:
 (2a) rows, then the outputs once more as a record of the changelog (the outbox), then the marker go to the
      changelog in this order, and the outputs to their topics at the same time;
 (2b) the publisher sends nothing behind a record of the changelog that could not be sent (`unbroken`): a marker
@@ -32,7 +32,7 @@ import orjson
 
 from app.errors import Fenced
 from app.ports import OutRecord, Publisher
-from tables.changelog import MARKER, OUTBOX_SLOTS, Tag, marker_value, outbox_key, pack_tag
+from tables.changelog import MARKER, Tag, marker_value, outbox_key, pack_tag
 from tables.outbox import pack_outbox, unpack_outbox
 
 META: Final = b"\x01meta"
@@ -96,6 +96,17 @@ class Meta:
         return cls(epoch, number, marked, changelog_next, written_ms, applied, *(delivered or [marked]))
 
 
+@dataclass(frozen=True, slots=True)
+class SingleTrip:
+    """A transaction whose outputs take at most `bytes` settles in one trip, `slots` undelivered ones at once.
+
+    Needs a publisher that is idempotent. Compaction leaves the outboxes of the last `slots` transactions.
+    """
+
+    bytes: int = 262_144
+    slots: int = 64
+
+
 @dataclass(slots=True)
 class Changes:
     """What one decision changes: rows by (table, key), and records to send."""
@@ -137,11 +148,11 @@ class TablePartition:
         partition: int,
         meta: Meta,
         owned: Callable[[], bool] = lambda: True,
-        single_trip_bytes: int = 0,
+        single_trip: SingleTrip | None = None,
     ) -> None:
         """`meta.epoch` is the epoch of this owner, whose claim is the last record of the publisher's.
 
-        A transaction whose outputs take at most `single_trip_bytes` settles in one trip; 0: all take two.
+        Without `single_trip` every transaction takes two trips to the broker.
         """
         self.partition = partition
         self.changelog = changelog
@@ -150,7 +161,7 @@ class TablePartition:
         self._store = store
         self._publisher = publisher
         self._owned = owned
-        self._single_trip_bytes = single_trip_bytes
+        self._single_trip = single_trip
         self._epoch = meta.epoch
         self._number = meta.number
         self._marked = self._forgotten = meta.marked
@@ -214,7 +225,7 @@ class TablePartition:
         self._number = number
         self.applied = applied
         outbox = pending if changes.outputs else b""
-        fits = len(outbox) <= self._single_trip_bytes and self._single_trip_bytes > 0
+        fits = self._single_trip is not None and len(outbox) <= self._single_trip.bytes
         return Transaction(number, rows, changes.outputs, applied, outbox if fits else None)
 
     def _changelog_records(
@@ -258,9 +269,10 @@ class TablePartition:
 
     def _in_one_trip(self, written: Transaction) -> bool:
         return (
-            written.outbox is not None
+            self._single_trip is not None
+            and written.outbox is not None
             and self._two_trips <= self._marked
-            and written.number - self._delivered <= OUTBOX_SLOTS
+            and written.number - self._delivered <= self._single_trip.slots
         )
 
     def _begin(self, written: Transaction, timestamp_ms: int, *, one_trip: bool) -> list[OutRecord]:
@@ -277,9 +289,9 @@ class TablePartition:
             return [*written.outputs, *written.rows]
         tag = Tag(self._epoch, number)
         records = list(written.rows)
-        if written.outbox:
-            value = pack_tag(tag) + written.outbox
-            records.append(OutRecord(self.changelog, outbox_key(number), value, timestamp_ms, (), self.partition))
+        if written.outbox and self._single_trip is not None:
+            key, value = outbox_key(number, self._single_trip.slots), pack_tag(tag) + written.outbox
+            records.append(OutRecord(self.changelog, key, value, timestamp_ms, (), self.partition))
         marker = marker_value(tag, written.applied, self._delivered)
         self._told = self._delivered
         records.append(OutRecord(self.changelog, MARKER, marker, timestamp_ms, (), self.partition))

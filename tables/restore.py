@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from app.errors import EnvironmentError_, PublishFailed
 from app.ports import InRecord, OutRecord
 from tables.changelog import CLAIM, WAITING_ROWS, Replay, Tag, claim_value
-from tables.partition import META, ROWS, ROWS_END, ChangelogPublisher, Meta, Store, TablePartition
+from tables.partition import META, ROWS, ROWS_END, ChangelogPublisher, Meta, SingleTrip, Store, TablePartition
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,12 @@ async def open_partition(
     owned: Callable[[], bool],
     now_ms: Callable[[], int],
     waiting_rows: int = WAITING_ROWS,
-    single_trip_bytes: int = 0,
+    single_trip: SingleTrip | None = None,
 ) -> tuple[TablePartition, Restored]:
     """Open, restore and take over one partition; numbered as in the module's docstring.
 
-    `waiting_rows` bounds the rows kept in memory until the marker after them is read. A transaction whose outputs
-    take at most `single_trip_bytes` settles in one trip to the broker (`tables.partition`), which needs a publisher
-    that is idempotent; 0: all take two.
+    `waiting_rows` bounds the rows kept in memory until the marker after them is read; with `single_trip`
+    transactions settle in one trip to the broker where they can (`tables.partition`).
     """
     began = time.perf_counter()
     end = await _claim(place, publisher, now_ms())  # (1)
@@ -94,7 +93,7 @@ async def open_partition(
     number = max(disk.number, replay.marked.number)
     applied = replay.applied if replay.ahead else disk.applied
     meta = Meta(end + 1, number, marked=number, changelog_next=end, applied=applied, delivered=number)
-    opened = TablePartition(opening.store, publisher, place.changelog, place.partition, meta, owned, single_trip_bytes)
+    opened = TablePartition(opening.store, publisher, place.changelog, place.partition, meta, owned, single_trip)
     try:
         await opened.take_over(  # (5)
             replay.finish(),

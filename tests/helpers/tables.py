@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from app.errors import EnvironmentError_
+from app.errors import EnvironmentError_, PublishFailed
 from app.ports import OutRecord
 from tables.changelog import WAITING_ROWS
-from tables.partition import Changes, TablePartition
+from tables.partition import Changes, SingleTrip, TablePartition
 from tables.restore import Place, Restored, open_partition
 from tests.helpers.streams import Record
 
@@ -83,25 +83,49 @@ class Gate:
 
 
 class LogPublisher:
-    """Appends record by record; every append and every acknowledgement is a step of the gate."""
+    """Appends record by record; every append and every acknowledgement is a step of a gate.
 
-    def __init__(self, log: Log, gate: Gate | None = None) -> None:
+    The topics' records travel independently: `output_gate` may hold the outputs while the changelog goes on. What
+    comes behind a `publish` that was not appended whole is refused, as the real one does where order is unbroken.
+    """
+
+    def __init__(self, log: Log, gate: Gate | None = None, output_gate: Gate | None = None) -> None:
         self.gate = gate or Gate()
+        self.output_gate = output_gate or self.gate
         self._log = log
         self._last: dict[str, int] = {}
         self._foreign: dict[str, int] = defaultdict(int)
-        self._turn = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._broken = False
 
     async def publish(self, records: Sequence[OutRecord]) -> None:
-        async with self._turn:
-            for record in records:
-                await self.gate.step()
-                offset = self._log.append(record)
-                last = self._last.get(record.topic)
-                if last is not None:
-                    self._foreign[record.topic] += offset - last - 1
-                self._last[record.topic] = offset
-            await self.gate.step()
+        if self.output_gate is self.gate:
+            await self._append("", records)
+            return
+        topics: dict[str, list[OutRecord]] = {}
+        for record in records:
+            topics.setdefault(record.topic, []).append(record)
+        await asyncio.gather(*(self._append(topic, some) for topic, some in topics.items()))
+
+    async def _append(self, turn: str, records: Sequence[OutRecord]) -> None:
+        async with self._turns[turn]:
+            gate = self.gate if turn in {"", CHANGELOG} else self.output_gate
+            try:
+                for record in records:
+                    await gate.step()
+                    if self._broken and record.topic == CHANGELOG:
+                        raise PublishFailed("order_broken", 1)
+                    self._note(record, self._log.append(record))
+            except BaseException:
+                self._broken = True
+                raise
+            await gate.step()
+
+    def _note(self, record: OutRecord, offset: int) -> None:
+        last = self._last.get(record.topic)
+        if last is not None:
+            self._foreign[record.topic] += offset - last - 1
+        self._last[record.topic] = offset
 
     def unbroken(self, topic: str, partition: int) -> None:
         self._broken = False
@@ -167,9 +191,14 @@ class MemoryStore:
 
 
 async def open_tables(
-    log: Log, disk: Disk, publisher: LogPublisher, now_ms: int = T0_MS, waiting_rows: int = WAITING_ROWS
+    log: Log,
+    disk: Disk,
+    publisher: LogPublisher,
+    now_ms: int = T0_MS,
+    waiting_rows: int = WAITING_ROWS,
+    single_trip: SingleTrip | None = None,
 ) -> tuple[TablePartition, Restored]:
-    return await open_partition(PLACE, disk, log, publisher, lambda: True, lambda: now_ms, waiting_rows)
+    return await open_partition(PLACE, disk, log, publisher, lambda: True, lambda: now_ms, waiting_rows, single_trip)
 
 
 def rows_of(tables: TablePartition) -> dict[bytes, bytes]:

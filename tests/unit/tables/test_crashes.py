@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from app.errors import EnvironmentError_, Fenced
 from tables.changelog import Replay
-from tables.partition import TablePartition
+from tables.outbox import unpack_outbox
+from tables.partition import SingleTrip, TablePartition
 from tests.helpers.tables import (
     CHANGELOG,
     INPUT,
@@ -35,16 +36,18 @@ T = TypeVar("T")
 class Process:
     """One owner: it opens the tables of a disk and applies inputs until it is killed."""
 
-    def __init__(self, log: Log, disk: Disk) -> None:
+    def __init__(self, log: Log, disk: Disk, single_trip: SingleTrip | None = None) -> None:
         self.disk = disk
         self.gate = Gate()
+        self.output_gate = Gate()
+        self.single_trip = single_trip
         self.tables: TablePartition | None = None
-        self.publisher = LogPublisher(log, self.gate)
+        self.publisher = LogPublisher(log, self.gate, self.output_gate if single_trip else None)
         self.claimed_at = log.end(CHANGELOG)
         self.tasks = [asyncio.create_task(self._open(log))]
 
     async def _open(self, log: Log) -> None:
-        self.tables, _ = await open_tables(log, self.disk, self.publisher)
+        self.tables, _ = await open_tables(log, self.disk, self.publisher, single_trip=self.single_trip)
 
     @property
     def failed(self) -> bool:
@@ -79,6 +82,8 @@ async def turns() -> None:
 class Crashes(RuleBasedStateMachine):
     """Up to three owners that do not know of each other, of which the last to claim is the real one."""
 
+    modes: tuple[SingleTrip | None, ...] = (None,)
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
@@ -91,14 +96,20 @@ class Crashes(RuleBasedStateMachine):
         return self.loop.run_until_complete(steps)
 
     @precondition(lambda self: len(self.alive) < 3)
-    @rule(which=st.integers(0, 2), held_after=st.none() | st.none() | st.integers(0, 12))
-    def start(self, which: int, held_after: int | None) -> None:
+    @rule(
+        which=st.integers(0, 2),
+        held_after=st.none() | st.none() | st.integers(0, 12),
+        outputs_held_after=st.none() | st.none() | st.integers(0, 6),
+        mode=st.integers(0, 3),
+    )
+    def start(self, which: int, held_after: int | None, outputs_held_after: int | None, mode: int) -> None:
         """A new owner on a disk that nobody uses; others live on as zombies."""
         free = [disk for disk in self.disks if all(one.disk is not disk for one in self.alive)]
 
         async def begin() -> Process:
-            process = Process(self.log, free[which % len(free)])
+            process = Process(self.log, free[which % len(free)], self.modes[mode % len(self.modes)])
             process.gate.allow(held_after)
+            process.output_gate.allow(outputs_held_after)
             await turns()
             return process
 
@@ -107,13 +118,19 @@ class Crashes(RuleBasedStateMachine):
         self._note_repairs(process)
 
     @precondition(lambda self: self.alive)
-    @rule(which=st.integers(0, 2), counts=st.lists(st.integers(1, 3), max_size=3), steps=st.none() | st.integers(0, 14))
-    def apply(self, which: int, counts: list[int], steps: int | None) -> None:
+    @rule(
+        which=st.integers(0, 2),
+        counts=st.lists(st.integers(1, 3), max_size=3),
+        steps=st.none() | st.integers(0, 14),
+        output_steps=st.none() | st.integers(0, 6),
+    )
+    def apply(self, which: int, counts: list[int], steps: int | None, output_steps: int | None) -> None:
         """Decide some batches, one behind the other, and get as far as `steps` allow."""
         process = self.alive[which % len(self.alive)]
 
         async def work() -> None:
             process.gate.allow(steps)
+            process.output_gate.allow(output_steps)
             await turns()
             with contextlib.suppress(Fenced):
                 for count in counts:
@@ -122,6 +139,20 @@ class Crashes(RuleBasedStateMachine):
 
         self.run(work())
         self._note_repairs(process)
+
+    @precondition(lambda self: self.alive)
+    @rule(which=st.integers(0, 2))
+    def rest(self, which: int) -> None:
+        """Nothing was written for a while: the last deliveries are told."""
+        process = self.alive[which % len(self.alive)]
+
+        async def tell() -> None:
+            if process.tables is not None and process.tables._trailing is not None:
+                process.tables._trailing.cancel()
+                process.tables._trail(T0_MS)
+            await turns()
+
+        self.run(tell())
 
     @precondition(lambda self: self.alive)
     @rule(which=st.integers(0, 2), lost_writes=st.sampled_from((0, 0, 1, 3)))
@@ -146,11 +177,12 @@ class Crashes(RuleBasedStateMachine):
             self.repaired_upto = max(self.repaired_upto, process.claimed_at)
 
     @invariant()
-    def outputs_of_what_counts_were_sent(self) -> None:
+    def outputs_of_what_counts_were_sent_or_are_on_the_changelog(self) -> None:
         replay = Replay()
         replay.feed(self.log.topics[CHANGELOG])
         applied = replay.applied.get(INPUT, -1)
         sent = {record.value for record in self.log.topics[OUTPUT]}
+        sent |= {record.value for packed in replay.undelivered() for record in unpack_outbox(packed)[1]}
         _, outputs = fold(applied + 1)
         assert sent.issuperset(outputs)
 
@@ -164,7 +196,7 @@ class Crashes(RuleBasedStateMachine):
 
     async def _finish(self, disk: Disk) -> None:
         """An owner that nothing disturbs applies the rest: the tables are the fold, every output was sent."""
-        process = Process(self.log, disk)
+        process = Process(self.log, disk, self.modes[-1])
         await process.tasks[0]
         assert process.tables is not None
         applied = process.tables.applied.get(INPUT, -1)
@@ -177,5 +209,13 @@ class Crashes(RuleBasedStateMachine):
         process.tables.close()
 
 
+class CrashesInOneTrip(Crashes):
+    """The same with transactions that settle in one trip, and owners that do and do not; few slots, used often."""
+
+    modes = (SingleTrip(slots=2), SingleTrip(), None, SingleTrip(bytes=150, slots=2))
+
+
 Crashes.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
 TestCrashes = Crashes.TestCase
+CrashesInOneTrip.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
+TestCrashesInOneTrip = CrashesInOneTrip.TestCase
