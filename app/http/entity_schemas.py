@@ -192,6 +192,6 @@ class BackfillTold(BaseModel):
 class CancelBackfill(BaseModel):
     """How a backfill is cancelled."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"running": False}]})
 
     running: bool = Field(default=True, description="Cancel the executions that go on, too.")
