@@ -12,7 +12,7 @@ from app.errors import TaskFailed
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncResult
 
 _PARTITION: Final = 500
 
@@ -59,22 +59,29 @@ async def _rows(
     connection: "AsyncConnection", statement: "sa.TextClause", params: SqlSourceParams, budget: Budget
 ) -> list[dict[str, Any]]:
     result = await connection.stream(statement)
-    names = _names(list(result.keys()))
     rows: list[dict[str, Any]] = []
     try:
+        names = _names(list(result.keys()))
         async for some in result.partitions(_PARTITION):
             for one in some:
                 if budget.full and params.on_more == "cut":
-                    await connection.invalidate()
+                    await _leave(connection, result)
                     return rows
                 row = {name: plain(value, params.decimals) for name, value in zip(names, one, strict=True)}
                 budget.add(row)
                 rows.append(row)
     except TaskFailed:
-        # Drivers read a result to its end before they close it, however long it is.
-        await connection.invalidate()
+        await _leave(connection, result)
         raise
     return rows
+
+
+async def _leave(connection: "AsyncConnection", result: "AsyncResult[Any]") -> None:
+    """Read no further: the drivers of servers would read a result to its end before they close it."""
+    if connection.dialect.name == "sqlite":
+        await result.close()
+    else:
+        await connection.invalidate()
 
 
 def _names(columns: list[str]) -> list[str]:

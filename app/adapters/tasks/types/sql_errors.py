@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Coroutine, Iterator
 from typing import Any, Final, TypeVar
 
+import aiomysql
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,6 +19,9 @@ T = TypeVar("T")
 
 # SQLSTATE by its beginning, the longest first.
 _STATES: Final = (
+    ("22", "SqlData"),
+    ("23", "SqlData"),
+    ("54", "SqlData"),
     ("40", "SqlConflict"),
     ("55P03", "SqlConflict"),
     ("57014", "SqlTimeout"),
@@ -54,6 +59,8 @@ _SQLITE: Final = {
     sqlite3.SQLITE_CANTOPEN: "SqlUnavailable",
     sqlite3.SQLITE_NOTADB: "SqlUnavailable",
 }
+# SQLAlchemy wraps what executing raises, but not what reading on from a cursor does.
+_DRIVERS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, aiomysql.MySQLError, sqlite3.Error)
 RETRYABLE: Final = frozenset({"SqlConflict", "SqlTimeout", "SqlUnavailable", "SqlFailed"})
 
 
@@ -66,25 +73,25 @@ def translated(timeout_s: float) -> Iterator[None]:
         raise TaskFailed("InvalidUrl", str(error), retryable=False) from error
     except TimeoutError as error:
         raise TaskFailed("SqlTimeout", f"the database did not answer within {timeout_s:g} s") from error
-    except (SQLAlchemyError, OSError, EOFError) as error:
+    except (SQLAlchemyError, OSError, EOFError, *_DRIVERS) as error:
         raise _failure(error) from error
 
 
 def _failure(error: BaseException) -> TaskFailed:
     kind = _kind(error)
-    origin = getattr(error, "orig", None)
+    origin = getattr(error, "orig", None) or error
     code = getattr(origin, "sqlstate", None) or getattr(origin, "sqlite_errorname", None)
-    if code is None and origin is not None and origin.args and isinstance(origin.args[0], int):
+    if code is None and origin.args and isinstance(origin.args[0], int):
         code = origin.args[0]
     detail = {} if code is None else {"code": code}
     return TaskFailed(kind, said(error), retryable=kind in RETRYABLE, detail=detail)
 
 
 def _kind(error: BaseException) -> str:
-    if not isinstance(error, DBAPIError):
+    if not isinstance(error, (DBAPIError, *_DRIVERS)):
         # A statement that SQLAlchemy itself refuses; or no way to the server at all.
         return "SqlStatement" if isinstance(error, SQLAlchemyError) and not _is_pool(error) else "SqlUnavailable"
-    origin = error.orig
+    origin = getattr(error, "orig", None) or error
     state = getattr(origin, "sqlstate", None)
     if isinstance(state, str):
         known = next((kind for begin, kind in _STATES if state.startswith(begin)), None)
@@ -94,14 +101,14 @@ def _kind(error: BaseException) -> str:
     if isinstance(code, int):
         # The extended codes hold the primary one in their lowest byte.
         return _SQLITE.get(code & 0xFF, "SqlFailed")
-    number = origin.args[0] if origin is not None and origin.args else None
+    number = origin.args[0] if origin.args else None
     if isinstance(number, int) and number in _NUMBERS:
         return _NUMBERS[number]
     if is_data_fault(error):
         return "SqlData"
     if isinstance(error, sa.exc.ProgrammingError):
         return "SqlStatement"
-    return "SqlUnavailable" if error.connection_invalidated else "SqlFailed"
+    return "SqlUnavailable" if getattr(error, "connection_invalidated", False) else "SqlFailed"
 
 
 def _is_pool(error: SQLAlchemyError) -> bool:
