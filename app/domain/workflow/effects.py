@@ -97,14 +97,20 @@ def effects(state: Execution, events: Sequence[Event], graph: Graph) -> tuple[Ef
     """What follows from `events`, the last ones of `state`, in the order in which it is to be done."""
     made: list[Effect] = []
     nodes = graph.nodes
+    first = events[0].seq if events else 0
+    is_whole = not state.is_over and state.compensates is None  # else what began may have been stopped at once
     for event in events:
         if isinstance(event, TaskSucceeded):
             made += _settled(event.task, event.item, event.attempt, nodes[event.task])
         elif isinstance(event, TaskScheduled):
-            made.append(Dispatch(event.task, event.item, event.attempt, event.seq))
-            made += _attempt_timers(event.task, event.item, event.attempt, event.at, nodes[event.task])
+            dispatch = Dispatch(event.task, event.item, event.attempt, event.seq)
+            if is_whole or is_current(state, dispatch):
+                made.append(dispatch)
+                if event.attempt > 1:  # a resume may have begun it before its timer fell due
+                    made.append(ClearTimer(timer_name("retry", event.task, event.item, event.attempt - 1)))
+                made += _attempt_timers(event.task, event.item, event.attempt, event.at, nodes[event.task])
         elif isinstance(event, ExecutionEnded):
-            made += _end(state, event, graph)
+            made += _end(state, event, graph, first)
         elif isinstance(event, TaskFailed):
             made += _failed(state, event, nodes[event.task])
         elif isinstance(event, WaitStarted | ApprovalRequested | ChildStarted):
@@ -116,7 +122,7 @@ def effects(state: Execution, events: Sequence[Event], graph: Graph) -> tuple[Ef
             # A timer that was due during the pause has been used up, and the clock may have gone back since.
             made += [effect for effect in outstanding(state, graph) if isinstance(effect, SetTimer)]
         elif isinstance(event, CompensationStarted):
-            made += _stopped(state, graph)
+            made += _stopped(state, graph, first)
     return tuple(made)
 
 
@@ -226,6 +232,8 @@ def _begun(state: Execution, event: WaitStarted | ApprovalRequested | ChildStart
     work = state.find(task, item)
     if work is None or work.token != event.seq or work.status != "running":
         return
+    if work.attempt > 1:
+        yield ClearTimer(timer_name("retry", task, item, work.attempt - 1))
     yield from _attempt_timers(task, item, work.attempt, event.at, node)
     if work.child is not None:
         yield _start(state, Piece(task, item, work), work.child)
@@ -256,24 +264,35 @@ def _in_hand(state: Execution, piece: Piece, graph: Graph) -> Iterator[Effect]:
     yield from _attempt_timers(task, item, work.attempt, work.at, node)
 
 
-def _end(state: Execution, event: ExecutionEnded, graph: Graph) -> Iterator[Effect]:
+def _end(state: Execution, event: ExecutionEnded, graph: Graph, first: int) -> Iterator[Effect]:
     if event.status != "succeeded":
-        yield from _stopped(state, graph)
+        # What compensates has called back everything else before.
+        only = graph.compensation if state.compensates is not None else None
+        yield from _stopped(state, graph, first, only)
     elif graph.timeout_ms is not None:
         yield ClearTimer(execution_timer(state.run))
     yield Ended(event.status, event.result, event.error, event.task, event.reason, state.parent, state.notify)
 
 
-def _stopped(state: Execution, graph: Graph) -> Iterator[Effect]:
-    """What was under way when the execution ended or began to compensate is called back."""
+def _stopped(state: Execution, graph: Graph, first: int, only: Node | None = None) -> Iterator[Effect]:
+    """What was under way when the execution ended or began to compensate is called back.
+
+    What began within these events, from seq `first` on, was never handed out.
+    """
     if graph.timeout_ms is not None:
         yield ClearTimer(execution_timer(state.run))
-    pieces = [piece for piece in state.pieces(("stopped",)) if piece.work.items is None]
+    stopped = state.pieces(("stopped",))
+    pieces = [
+        piece
+        for piece in stopped
+        if piece.work.items is None and piece.work.token < first and (only is None or graph.nodes[piece.task] is only)
+    ]
     if any(not graph.nodes[piece.task].is_control for piece in pieces):
         yield CancelWork(None, None)
     for task, item, work in pieces:
+        if work.error is not None:  # between two attempts
+            yield ClearTimer(timer_name("retry", task, item, work.attempt))
+            continue
         if work.child is not None:
             yield CancelChild(work.child.id)
         yield from _settled(task, item, work.attempt, graph.nodes[task])
-        if work.error is not None:
-            yield ClearTimer(timer_name("retry", task, item, work.attempt))
