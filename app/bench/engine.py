@@ -43,13 +43,13 @@ class Engine:
     def __init__(self, broker: BenchBroker, settings: Mapping[str, Any] | None = None) -> None:
         self._broker = broker
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-bench-engine-")
-        self._ports = {role: free_port() for role in ROLES}
+        self._health = {role: free_port() for role in ROLES}
+        self._metrics = {role: free_port() for role in ROLES}
         self.port = free_port()
         self._settings: dict[str, Any] = {
             "kafka.bootstrap_servers": broker.bootstrap_servers,
             "kafka.client_id": broker.name("engine"),
             "tables.directory": str(Path(self._folder.name) / "tables"),
-            "metrics.port": 0,
             "http.host": HOST,
             "http.port": self.port,
             "log.level": "WARNING",
@@ -81,7 +81,7 @@ class Engine:
     async def _start(self, role: str) -> Child:
         folder = Path(self._folder.name) / role
         folder.mkdir()
-        settings = {**self._settings, "health.port": self._ports[role]}
+        settings = {**self._settings, "health.port": self._health[role], "metrics.port": self._metrics[role]}
         flags = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         return await start([sys.executable, "-m", "app", "worker", "--roles", role, *flags], folder)
 
@@ -89,7 +89,7 @@ class Engine:
         while True:
             self.children[role].check()
             with contextlib.suppress(OSError):
-                async with Pool(HOST, self._ports[role], 1) as pool:
+                async with Pool(HOST, self._health[role], 1) as pool:
                     if (await pool.request(get(HOST, "/health/ready"))).status == 200:
                         return
             await asyncio.sleep(POLL_S)
@@ -116,8 +116,11 @@ class Engine:
 
     async def metric(self, role: str, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels."""
-        async with Pool(HOST, self._ports[role], 1) as pool:
-            text = (await pool.request(get(HOST, "/metrics"))).body.decode()
+        async with Pool(HOST, self._metrics[role], 1) as pool:
+            answer = await pool.request(get(HOST, "/metrics"))
+        if answer.status != 200:
+            raise SideFailed(f"{role} tells no metrics: {told(answer)}")
+        text = answer.body.decode()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         lines = re.findall(rf"^{re.escape(name)}(\{{[^}}]*\}})? (\S+)", text, re.MULTILINE)
         return sum(float(value) for given, value in lines if all(one in given for one in wanted))
