@@ -174,6 +174,11 @@ class Engine:
         self._node.wake(self.partition)
 
     @property
+    def active(self) -> int:
+        """Executions that have not ended."""
+        return self._turns.active
+
+    @property
     def waiting(self) -> int:
         """Reports that are not decided."""
         return len(self._inbox)

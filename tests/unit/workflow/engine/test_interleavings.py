@@ -1,0 +1,70 @@
+"""The law of the engine: however its steps fall and wherever it dies, every execution ends as it would have anyway."""
+
+import asyncio
+from typing import Final
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.domain.workflow.definition import MapOver, Retry
+from tests.helpers.engine import started, task, workflow
+from tests.unit.workflow.engine.world import World
+
+FLOWS: Final = (
+    workflow("line", task("a"), task("b", "a"), task("c", "b")),
+    workflow("branch", task("a"), task("b", "a"), task("c", "a"), task("d", "b", "c")),
+    workflow("flaky", task("a", do="fail_first:1", retry=Retry(attempts=2, backoff_s=0.3)), task("b", "a")),
+    workflow("bad", task("a"), task("b", "a", do="fail"), on_failure=task("mend")),
+    workflow("nap", task("a", type="wait", params={"seconds": 0.5}), task("b", "a")),
+    workflow("fan", task("a", map=MapOver(over="[1, 2, 3]", concurrency=2)), task("b", "a")),
+    workflow("outer", task("call", type="workflow", params={"id": "line"}), task("z", "call")),
+)
+ENDS: Final = {flow.id: "failed" if flow.id == "bad" else "succeeded" for flow in FLOWS}
+STOPS: Final = ("", "", "", "decided", "written", "lost", "settled")
+
+STEP: Final = st.one_of(
+    st.tuples(st.just("start"), st.integers(0, len(FLOWS) - 1)),
+    st.tuples(st.just("take"), st.integers(1, 5), st.sampled_from(STOPS)),
+    st.tuples(st.just("tick"), st.sampled_from(STOPS)),
+    st.tuples(st.just("end"), st.integers(0, 9)),
+    st.tuples(st.just("time"), st.integers(1, 400)),
+    st.tuples(st.just("repeat"), st.integers(0, 20)),
+)
+
+
+async def play(steps: list[tuple[str, ...]]) -> None:
+    world = World(*FLOWS, slots=3, chunk_events=5, cache_executions=3)
+    await world.open()
+    names: list[str] = []
+    for number, (step, *rest) in enumerate(steps):
+        match step:
+            case "start":
+                flow = FLOWS[int(rest[0])]
+                names.append(f"{flow.id}-{number}x")
+                world.tell(started(flow.id, names[-1], {}))
+            case "take":
+                await world.take(int(rest[0]), rest[1])
+            case "tick":
+                await world.tick(rest[0])
+            case "end" if world.executor.running:
+                world.executor.end(int(rest[0]))
+            case "time":
+                world.clock.ms += int(rest[0])
+            case "repeat" if world.commands:
+                again = world.commands[int(rest[0]) % len(world.commands)]
+                world._append(again.key, again.value)
+    await world.drain()
+    for name in names:
+        state = world.state(name)
+        assert state is not None
+        assert state.status == ENDS[state.workflow]
+        assert [event.seq for event in world.history(name)] == list(range(state.seq))
+    assert world.rows(b"x") == []
+    assert world.rows(b"t") == []
+    assert world.engine.active == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(STEP, min_size=5, max_size=60))
+def test_every_execution_ends_as_it_would_have_wherever_its_owner_dies(steps: list[tuple[str, ...]]) -> None:
+    asyncio.run(play(steps))
