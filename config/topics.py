@@ -46,7 +46,11 @@ TELEMETRY_TOPICS: tuple[TopicSpec, ...] = (
 )
 
 
-def changelog(stage: str) -> TopicSpec:
+# A broker refuses records an hour ahead of its clock; an engine whose clock was put forwards must not die of that.
+ANY_CLOCK: dict[str, str] = {"message.timestamp.after.max.ms": str((1 << 63) - 1)}
+
+
+def changelog(stage: str, **extra: str) -> TopicSpec:
     """The changelog of a stage's tables, co-partitioned with its input.
 
     A record younger than ten minutes is never compacted away, so that a takeover can still repair
@@ -62,6 +66,7 @@ def changelog(stage: str) -> TopicSpec:
             "min.compaction.lag.ms": "600000",
             "delete.retention.ms": str(DAY_MS),
             "segment.bytes": str(64 << 20),
+            **extra,
         },
     )
 
@@ -75,16 +80,19 @@ WORKFLOW_DEFINITIONS = TopicSpec(
     cleanup="compact",
     retention_ms=-1,
     partitions=1,
+    extra=ANY_CLOCK,
 )
-WORKFLOW_COMMANDS = TopicSpec("workflow.commands", "execution_id", "workflow-command")
-WORKFLOW_EVENTS = TopicSpec("workflow.events", "execution_id", "workflow-events")
-WORKFLOW_DEADLETTER = TopicSpec("workflow.deadletter", "execution_id", "workflow-dead-letter", retention_ms=30 * DAY_MS)
-WORKFLOW_STATE = changelog("workflow")
+WORKFLOW_COMMANDS = TopicSpec("workflow.commands", "execution_id", "workflow-command", extra=ANY_CLOCK)
+WORKFLOW_EVENTS = TopicSpec("workflow.events", "execution_id", "workflow-events", extra=ANY_CLOCK)
+WORKFLOW_DEADLETTER = TopicSpec(
+    "workflow.deadletter", "execution_id", "workflow-dead-letter", retention_ms=30 * DAY_MS, extra=ANY_CLOCK
+)
+WORKFLOW_STATE = changelog("workflow", **ANY_CLOCK)
 
 
 def workflow_tasks(queue: str) -> TopicSpec:
     """The orders of one task queue, for executors that are not in the owner's own process."""
-    return TopicSpec(f"workflow.tasks.{queue}", "execution_id", "workflow-task")
+    return TopicSpec(f"workflow.tasks.{queue}", "execution_id", "workflow-task", extra=ANY_CLOCK)
 
 
 WORKFLOW_TOPICS: tuple[TopicSpec, ...] = (
