@@ -1,0 +1,77 @@
+"""Laws of a takeover on a real broker: a killed engine's executions go on with the next, on its disk or without it."""
+
+import asyncio
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from app.adapters.topics_admin import ensure_topics
+from app.domain.workflow.events import TaskScheduled, WaitStarted
+from config.kafka import KafkaSettings
+from config.topics import WORKFLOW_STATE, WORKFLOW_TOPICS
+from tests.helpers.engine import KnownWorkflows, ObedientExecutor, book, coordinator, settings, started
+from tests.helpers.engine_worker import FLOWS
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture(scope="module")
+def topics(module_broker: str) -> str:
+    """A broker with the topics of workflows."""
+    asyncio.run(ensure_topics(module_broker, (*WORKFLOW_TOPICS, WORKFLOW_STATE), KafkaSettings(partitions=2)))
+    return module_broker
+
+
+@asynccontextmanager
+async def other_engine(broker: str, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.helpers.engine_worker", broker, str(folder)), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            assert await process.stdout.readline() == b"ready\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("disk", ["same", "other"])
+async def test_what_a_killed_engine_had_in_hand_the_next_one_brings_to_its_end(
+    topics: str, tmp_path: Path, disk: str
+) -> None:
+    lines, naps, stuck = ([f"{uuid.uuid4()}" for _ in range(count)] for count in (100, 5, 5))
+    executor = ObedientExecutor(1_000)
+    async with book(topics) as log:
+        async with other_engine(topics, tmp_path / "one") as process:
+            await log.tell(*(started("stuck", one, {"n": 5}) for one in stuck))
+            await log.tell(*(started("nap", one) for one in naps))
+            for one in stuck:
+                await log.seen(one, lambda events: any(isinstance(e, TaskScheduled) for e in events), "it runs")
+            for one in naps:
+                await log.seen(one, lambda events: any(isinstance(e, WaitStarted) for e in events), "it waits")
+            await log.tell(*(started("line", one, {"n": n}) for n, one in enumerate(lines)))
+            process.kill()
+            await process.wait()
+        before = {one: len(log.histories[one]) for one in stuck}
+        folder = tmp_path / ("one" if disk == "same" else "two")
+        async with coordinator(settings(topics, folder), KnownWorkflows(*FLOWS), executor):
+            for n, one in enumerate(lines):
+                state = await log.ended(one)
+                assert (state.status, state.tasks["b"].result) == ("succeeded", n)
+            for one in naps:
+                assert (await log.ended(one)).status == "succeeded"
+            for one in stuck:
+                (order,) = [order for order in executor.orders if order.execution_id == one]
+                scheduled = next(event for event in log.histories[one] if isinstance(event, TaskScheduled))
+                assert (order.attempt, order.token) == (1, scheduled.seq)
+                executor.finish(one)
+                state = await log.ended(one)
+                assert (state.status, state.result) == ("succeeded", 5)
+                assert len(log.histories[one]) == before[one] + 4
