@@ -1,5 +1,7 @@
 """The HTTP API of a running system, as the command line asks it; its problems become our errors."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -37,35 +39,82 @@ class Api:
         """The JSON of a read; query parameters that are None are left out."""
         return self._ask("GET", path, query={key: value for key, value in query.items() if value is not None})
 
-    def post(self, *path: str, body: dict[str, Any]) -> Any:
+    def post(
+        self,
+        *path: str,
+        body: Any,
+        query: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Any:
         """The JSON answer to an order."""
-        return self._ask("POST", path, body=body)
+        return self._ask("POST", path, query=query, body=body, headers=headers, timeout_s=timeout_s)
+
+    @contextlib.contextmanager
+    def lines(self, *path: str, silent_s: float = 60.0) -> "Iterator[Iterator[str]]":
+        """The lines of a stream as they come; `silent_s` without any ends it. Raises as `get`."""
+        import httpx  # noqa: PLC0415 - `--help` must not wait for it
+
+        timeout = httpx.Timeout(TIMEOUT_S, read=silent_s)
+        try:
+            with (
+                httpx.Client(timeout=timeout, trust_env=not self._local) as client,
+                client.stream("GET", self._where(path)) as answer,
+            ):
+                if not answer.is_success:
+                    answer.read()
+                    raise _refusal(answer)
+                yield answer.iter_lines()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable(f"The stream of {self.url} broke off ({_cause(error)}).") from error
+
+    def _where(self, path: tuple[str, ...]) -> str:
+        return f"{self.url}/api/v1/{'/'.join(quote(part, safe='') for part in path)}"
+
+    @property
+    def _local(self) -> bool:
+        """A proxy of the environment is not for this machine itself."""
+        return self.url.split("//", 1)[1].startswith(_LOOPBACK)
+
+    def submit(self, *path: str, content: bytes, **query: str) -> tuple[int, Any]:
+        """Post a text as it is; status and JSON of the answer, also when it is refused for what it says (422)."""
+        answer = self._answer("POST", path, params=query, content=content)
+        if answer.is_success or answer.status_code == 422:
+            return answer.status_code, self._json(answer)
+        raise _refusal(answer)
 
     def _ask(
         self,
         method: str,
         path: tuple[str, ...],
         query: dict[str, Any] | None = None,
-        body: dict[str, Any] | None = None,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> Any:
+        answer = self._answer(method, path, timeout_s=timeout_s, params=query, json=body, headers=headers)
+        if answer.is_success:
+            return self._json(answer)
+        raise _refusal(answer)
+
+    def _answer(
+        self, method: str, path: tuple[str, ...], timeout_s: float = TIMEOUT_S, **options: Any
+    ) -> "httpx.Response":
         import httpx  # noqa: PLC0415 - `--help` must not wait for it
 
-        where = f"{self.url}/api/v1/{'/'.join(quote(part, safe='') for part in path)}"
-        # A proxy of the environment is not for this machine itself.
-        local = self.url.split("//", 1)[1].startswith(_LOOPBACK)
         try:
-            with httpx.Client(timeout=TIMEOUT_S, trust_env=not local) as client:
-                answer = client.request(method, where, params=query, json=body)
+            with httpx.Client(timeout=timeout_s, trust_env=not self._local) as client:
+                return client.request(method, self._where(path), **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(
                 f"No Headrace answers at {self.url} ({_cause(error)}); start `headrace up`, or name another by --url."
             ) from error
-        if answer.is_success:
-            try:
-                return answer.json()
-            except ValueError as error:
-                raise Unavailable(f"What answers at {self.url} is not Headrace; name it by --url.") from error
-        raise _refusal(answer)
+
+    def _json(self, answer: "httpx.Response") -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise Unavailable(f"What answers at {self.url} is not Headrace; name it by --url.") from error
 
 
 def _cause(error: Exception) -> str:
