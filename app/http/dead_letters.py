@@ -86,6 +86,22 @@ class RedriveOrder(BaseModel):
 class RedriveView(BaseModel):
     """What was, or would be, sent back; what was redriven before and records of triggers never are."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "matched": 2,
+                    "executions": 2,
+                    "commands": 0,
+                    "gone": 0,
+                    "more": False,
+                    "dry_run": False,
+                    "ids": ["019a9b2e-7c40-7c3a-9f6b-2f1d7c0a5b11"],
+                }
+            ]
+        }
+    )
+
     matched: int
     executions: int
     commands: int
