@@ -1,9 +1,10 @@
 """The task type source.file: rows of a file below `tasks.files_directory`."""
 
+import contextlib
 import csv
 import io
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Final, Literal
+from collections.abc import Generator
+from typing import Any, BinaryIO, Final, Literal, TextIO
 
 import orjson
 from pydantic import Field
@@ -72,23 +73,26 @@ def _format(path: str) -> FileFormat:
     return form
 
 
-def _rows(form: FileFormat, file: BinaryIO, params: FileSourceParams, most: int) -> Iterator[Any]:
+def _rows(form: FileFormat, file: BinaryIO, params: FileSourceParams, most: int) -> Generator[Any, None, None]:
     if form == "jsonl":
         return _json_lines(file, most)
     return _csv(file, params) if form == "csv" else _parquet(file, params)
 
 
-def _taken(rows: Iterator[Any], params: FileSourceParams, budget: Budget, call: TaskCall[Any]) -> list[Any]:
+def _taken(
+    rows: Generator[Any, None, None], params: FileSourceParams, budget: Budget, call: TaskCall[Any]
+) -> list[Any]:
     taken: list[Any] = []
-    for row in rows:
-        if budget.full and params.on_more == "cut":
-            break
-        budget.add(row)
-        taken.append(row)
-        if len(taken) % _PARQUET_ROWS == 0:
-            call.heartbeat()
-            if call.cancelled():
-                raise TaskFailed("Cancelled", "the task was asked to stop", retryable=False)
+    with contextlib.closing(rows):
+        for row in rows:
+            if budget.full and params.on_more == "cut":
+                break
+            budget.add(row)
+            taken.append(row)
+            if len(taken) % _PARQUET_ROWS == 0:
+                call.heartbeat()
+                if call.cancelled():
+                    raise TaskFailed("Cancelled", "the task was asked to stop", retryable=False)
     return taken
 
 
@@ -103,7 +107,7 @@ def _json(file: BinaryIO, most: int, params: FileSourceParams, budget: Budget) -
     return found
 
 
-def _json_lines(file: BinaryIO, most: int) -> Iterator[Any]:
+def _json_lines(file: BinaryIO, most: int) -> Generator[Any, None, None]:
     number = 0
     while line := file.readline(most + 1):
         number += 1
@@ -114,8 +118,15 @@ def _json_lines(file: BinaryIO, most: int) -> Iterator[Any]:
                 raise ValueError(f"line {number}: {error}") from error
 
 
-def _csv(file: BinaryIO, params: FileSourceParams) -> Iterator[dict[str, Any]]:
+def _csv(file: BinaryIO, params: FileSourceParams) -> Generator[dict[str, Any], None, None]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        yield from _records(text, params)
+    finally:
+        text.detach()
+
+
+def _records(text: TextIO, params: FileSourceParams) -> Generator[dict[str, Any], None, None]:
     lines = csv.reader(text, delimiter=params.delimiter, strict=True)
     names = next(lines, []) if params.header else params.columns
     if names is None:
@@ -162,7 +173,7 @@ def _number(text: str) -> Any:
             return text
 
 
-def _parquet(file: BinaryIO, params: FileSourceParams) -> Iterator[dict[str, Any]]:
+def _parquet(file: BinaryIO, params: FileSourceParams) -> Generator[dict[str, Any], None, None]:
     import pyarrow.parquet as pq  # noqa: PLC0415 - 60 MB that only Parquet needs
 
     opened = pq.ParquetFile(file)
