@@ -22,6 +22,7 @@ Url = Annotated[
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - what is listened on is not what is asked
 TIMEOUT_S = 30.0
+PAGE = 500
 
 
 class Api:
@@ -82,6 +83,26 @@ class Api:
         if answer.is_success or answer.status_code == 422:
             return answer.status_code, self._json(answer)
         raise _refusal(answer)
+
+    def put(self, *path: str, body: dict[str, Any]) -> Any:
+        """The JSON answer to what is to be there."""
+        return self._ask("PUT", path, body=body)
+
+    def delete(self, *path: str) -> Any:
+        """The JSON answer to what is to be gone."""
+        return self._ask("DELETE", path)
+
+    def pages(self, *path: str, limit: int, **query: object) -> tuple[list[dict[str, Any]], bool]:
+        """The first `limit` items of a list, page by page, and whether there are more."""
+        found: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while len(found) < limit:
+            page = self.get(*path, **query, cursor=cursor, limit=min(PAGE, limit - len(found)))
+            found += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        return found, cursor is not None
 
     def _ask(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.broker import Bootstrap, Since, as_time, ask_kafka, since_ms
+from app.cli.dlq_workflows import app as workflows
 from app.cli.options import AsJson, ConfigFile, SetFlags, print_json
 from app.cli.tables import show_table
 from app.errors import UserError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 app = typer.Typer()
+app.add_typer(workflows, name="workflows")
 
 OfReason = Annotated[str | None, typer.Option("--reason", metavar="REASON", help="Only this reason.")]
 OfDevice = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Only originals with this key.")]
@@ -65,7 +67,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter with the original, decoded."""
-    at = _place(place)
+    at = place_of(place)
 
     async def work(settings: "Settings") -> "tuple[Letter, bool] | None":
         from app.adapters import dead_letters  # noqa: PLC0415 - as above
@@ -115,7 +117,7 @@ def redrive(
     if not (yes or dry_run or sys.stdin.isatty()):
         raise UserError("There is nobody to ask here: pass --yes to redrive, or --dry-run to see what would be sent.")
 
-    from_ms, named = since_ms(since), frozenset(map(_place, places or ()))
+    from_ms, named = since_ms(since), frozenset(map(place_of, places or ()))
 
     async def chosen(settings: "Settings") -> "Selection":
         from app.adapters.dead_letters import Wanted, select  # noqa: PLC0415 - as above
@@ -174,7 +176,8 @@ def _reader(settings: "Settings") -> Any:
     return TopicReader(settings.kafka)
 
 
-def _place(text: str) -> "Place":
+def place_of(text: str) -> "Place":
+    """The place that `PARTITION:OFFSET` names. Raises `UserError`."""
     from app.adapters.dead_letters import Place  # noqa: PLC0415 - as above
 
     partition, _, offset = text.partition(":")
