@@ -201,8 +201,12 @@ class _Trial:
             self.blame(event, f"{event.status} is no end")
         if event.command_id:
             self.once(event, event.command_id)
+        if event.status in {"failed", "timed_out"} and event.error is None:
+            self.blame(event, "a failure has an error")
         if event.status == "succeeded":
             self.end_well(event)
+        elif event.status == "failed" and event.task is None:
+            pass  # the engine itself could not go on, at any point: a lost definition, an input that is too large
         elif event.status in {"failed", "timed_out"}:
             if self.compensates is not None and event.status != self.compensates:
                 self.blame(event, f"it compensated to end {self.compensates}, not {event.status}")
@@ -210,8 +214,6 @@ class _Trial:
                 self.blame(event, "no task had failed for good")
             if self.compensates is None and self.definition is not None and self.definition.on_failure is not None:
                 self.blame(event, "its on_failure did not run")
-            if event.error is None:
-                self.blame(event, "a failure has an error")
         elif event.status == "skipped" and self.tasks:
             self.blame(event, "what is skipped has begun nothing")
         self.ended = event.status
