@@ -30,7 +30,9 @@ class Node:
     """One API process, but for the process."""
 
     def __init__(self, bootstrap: str, folder: Path, **http: Any) -> None:
-        executions = {"directory": str(folder), **http.pop("executions", {})}
+        # The histories of tests are of a fixed day, which goes on receding.
+        kept = {"directory": str(folder), "retention_s": 10 * 365 * 86_400}
+        executions = {**kept, **http.pop("executions", {})}
         self.settings = Settings(
             kafka={"bootstrap_servers": bootstrap, "partitions": PARTITIONS},
             http={"port": 0, "executions": executions, **http},
