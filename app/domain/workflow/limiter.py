@@ -190,9 +190,9 @@ class Limiter:
         """The executions that may begin now, highest priority then longest wait first; they count from here on."""
         if now_ms < self._now_ms:  # the clock went back: what opens in its future opens sooner now
             self._opens.clear()
-            for name, lane in self._lanes.items():
-                lane.wakes_at = -1
-                self._touched[name] = None
+            for each, asleep in self._lanes.items():
+                asleep.wakes_at = -1
+                self._touched[each] = None
         self._now_ms = now_ms
         while self._opens and self._opens[0][0] <= now_ms:
             _, workflow, key = heappop(self._opens)
