@@ -16,7 +16,7 @@ from typing import Final
 from agents.engine_batch import Batch
 from agents.engine_debounce import holds_back, mark, mark_key
 from agents.engine_entities import EntityCommand, is_entity
-from agents.engine_gate import Gate
+from agents.engine_gate import BEGINS, Gate
 from agents.engine_intake import Taken, Unreadable, read
 from agents.engine_keeper import EntityKeeper
 from agents.engine_outside import Outside
@@ -40,6 +40,7 @@ from app.domain.workflow.commands import (
     TimerFired,
 )
 from app.domain.workflow.effects import Dispatch, Ended, heard, is_current, order_for, outstanding
+from app.domain.workflow.limiter import Policy, policy_of
 from app.domain.workflow.orders import TaskOrder
 from app.domain.workflow.schedule import CLOCK_BACK_MS
 from app.domain.workflow.timers import timer_name
@@ -71,16 +72,17 @@ class Engine:
         self._store = Executions(tables, node.graphs)
         self._timers = Timers(tables.range, terms.timer_lookahead_ms, terms.timers_in_memory)
         self._watch = Watch()
-        self._gate = Gate()
+        self._gate = Gate(self._row)
         self._outside = Outside(node, self.partition)
         self._turns = Turns(node, self._store, self._timers, self._gate, self._outside)
-        self._keeper = EntityKeeper(node, tables, self._turns, self._outside)
+        self._keeper = EntityKeeper(node, tables, self._row, self._turns, self._outside)
         self._sweep = Sweep(tables, now_ms)
         self._inbox: deque[Report | Heartbeat] = deque()
         self._taken: list[Taken] = []
         self._slow_until_s = 0.0
         self._passivate_s = node.clock.monotonic_s() + PASSIVATE_S
         self._active_shown = -1
+        self._is_new = True
         self._recover(now_ms)
 
     # ---- agents.stage.LiveLogic ----
@@ -126,7 +128,7 @@ class Engine:
 
     def tick_in_s(self) -> float:
         """0 when something waits, else until the next timer."""
-        if self._inbox:
+        if self._inbox or self._is_new:
             return 0.0
         clock = self._node.clock
         wall_ms = min(self._timers.next_ms(), self._sweep.next_ms, self._gate.next_ms())
@@ -179,6 +181,11 @@ class Engine:
         return self._turns.active
 
     @property
+    def gate(self) -> Gate:
+        """The limits of this partition."""
+        return self._gate
+
+    @property
     def waiting(self) -> int:
         """Reports that are not decided."""
         return len(self._inbox)
@@ -186,6 +193,7 @@ class Engine:
     # ---- a batch ----
 
     def _begin(self, now_ms: int) -> None:
+        self._is_new = False
         self._turns.batch = Batch()
         was_ms, self._turns.now_ms = self._turns.now_ms, now_ms
         if now_ms < was_ms - CLOCK_BACK_MS:
@@ -277,11 +285,15 @@ class Engine:
         if debounce is None:
             return False
         key = mark_key(start.workflow, debounce.key)
-        rows = self._turns.batch.rows
-        if holds_back(rows[key] if key in rows else self._tables.get(key), start.at_ms):
+        if holds_back(self._row(key), start.at_ms):
             return True
         self._turns.batch.put(key, mark(start.at_ms, debounce.seconds))
         return False
+
+    def _row(self, key: bytes) -> bytes | None:
+        """A row as it will be: what the batch under way has decided goes before what is written."""
+        rows = self._turns.batch.rows
+        return rows[key] if key in rows else self._tables.get(key)
 
     def _tell(self, taken: Taken, command: Command) -> None:
         """A command for an execution that should exist."""
@@ -330,6 +342,8 @@ class Engine:
             self._restore_place(execution_id, header)
             if header.active:
                 in_hand.append(execution_id)
+        begins = self._tables.range(BEGINS, bytes((BEGINS[0] + 1,)))
+        self._gate.rebuild(begins, self._policy_of, now_ms)
         for execution_id in in_hand:
             live = self._store.get(execution_id)
             if live is not None:
@@ -347,7 +361,11 @@ class Engine:
     def _restore_place(self, execution_id: str, header: Header) -> None:
         graph = self._node.graphs.get(header.workflow, header.version)
         if graph is not None:
-            self._gate.restore(execution_id, graph, header)
+            self._gate.restore(execution_id, graph.workflow, header)
+
+    def _policy_of(self, workflow: str) -> Policy | None:
+        graph = self._node.graphs.get(workflow, "")
+        return None if graph is None else policy_of(graph.workflow)
 
     def _order_anew(self, live: Live) -> None:
         state, graph = live.state, live.graph

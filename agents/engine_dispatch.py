@@ -10,7 +10,6 @@ what a worker has been doing for hours; that both may run is what the idempotenc
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -18,6 +17,7 @@ from typing import Final
 from agents.engine_terms import LOCAL_QUEUE, Owner, Terms, Wanted
 from app import metrics
 from app.domain.workflow.commands import Heartbeat, Report
+from app.domain.workflow.fair_queue import FairQueue
 from app.ports import Clock, OutRecord, Publisher, Reported, TaskExecutor
 from app.workflow_wire import encode_order
 from config.topics import workflow_tasks
@@ -25,6 +25,7 @@ from config.topics import workflow_tasks
 LOOK_AGAIN_S: Final = 0.1
 PASSED_OVER: Final = 64
 _Running = tuple[str, str, int | None]
+_Waiting = tuple[str, int]
 
 
 class Dispatcher:
@@ -44,7 +45,7 @@ class Dispatcher:
         self._clock = clock
         self._terms = terms
         self._fail = fail
-        self._line: deque[tuple[Owner, Wanted]] = deque()
+        self._line: FairQueue[_Waiting, tuple[Owner, Wanted]] = FairQueue()
         self._running: dict[_Running, Owner] = {}
         self._owners: dict[Owner, Reported] = {}
         self._sending: list[OutRecord] = []
@@ -68,7 +69,7 @@ class Dispatcher:
         if executor is None or wanted.queue != LOCAL_QUEUE or not self._terms().local_tasks:
             self._send(owner, wanted)
         elif len(self._line) or not executor.free or not self._hand_over(executor, owner, wanted):
-            self._line.append((owner, wanted))
+            self._wait(owner, wanted)
             self._pump_soon()
 
     def cancel(self, execution_id: str, task: str | None, item: int | None) -> None:
@@ -118,6 +119,10 @@ class Dispatcher:
         self._began(wanted)
         return True
 
+    def _wait(self, owner: Owner, wanted: Wanted) -> None:
+        key = (wanted.execution_id, wanted.dispatch.token)
+        self._line.push(key, (owner, wanted), wanted.workflow, wanted.priority)
+
     def _reported(self, owner: Owner, report: Report | Heartbeat) -> None:
         if isinstance(report, Report):
             self._running.pop((report.execution_id, report.task, report.item), None)
@@ -148,14 +153,17 @@ class Dispatcher:
         executor = self._executor
         aside: list[tuple[Owner, Wanted]] = []
         try:
-            while executor is not None and executor.free and len(self._line) and len(aside) < PASSED_OVER:
-                owner, wanted = self._line.popleft()
+            while executor is not None and executor.free and len(aside) < PASSED_OVER:
+                found = self._line.pop()
+                if found is None:
+                    break
+                owner, wanted = found
                 if not owner.closed and not self._hand_over(executor, owner, wanted):
                     aside.append((owner, wanted))
         except Exception as error:  # noqa: BLE001 - a bug here must end the process, not stall a partition
             self._fail(error)
         for owner, wanted in aside:
-            self._line.append((owner, wanted))
+            self._wait(owner, wanted)
 
     # ---- elsewhere ----
 

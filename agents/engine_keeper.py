@@ -4,7 +4,7 @@ from typing import Final
 
 import orjson
 
-from agents.engine_entities import ENTITY_ROWS, Entities, EntityCommand, EntityOutcome
+from agents.engine_entities import ENTITY_ROWS, Entities, EntityCommand, EntityOutcome, GetRow
 from agents.engine_outside import Outside
 from agents.engine_terms import Node
 from agents.engine_turns import Turns
@@ -18,11 +18,13 @@ ENTITY_TIMERS: Final = b"u"
 class EntityKeeper:
     """The entities of one partition."""
 
-    def __init__(self, node: Node, tables: TablePartition, turns: Turns, outside: Outside) -> None:
+    def __init__(self, node: Node, tables: TablePartition, row: GetRow, turns: Turns, outside: Outside) -> None:
+        """`row` sees what the batch under way has decided."""
         self._tables = tables
+        self._row = row
         self._turns = turns
         self._outside = outside
-        self._entities: Entities | None = node.make_entities(self._row) if node.make_entities is not None else None
+        self._entities: Entities | None = node.make_entities(row) if node.make_entities is not None else None
 
     def take(self, command: EntityCommand) -> str | None:
         """Have a command obeyed; why it was refused, or None."""
@@ -49,11 +51,6 @@ class EntityKeeper:
             entity_id = key[len(ENTITY_TIMERS) :].decode()
             for name in orjson.loads(row):
                 self._apply(entity_id, self._entities.timer(entity_id, name, self._turns.now_ms, self._turns.now_ms))
-
-    def _row(self, key: bytes) -> bytes | None:
-        """A row as it will be: what the batch under way has decided goes before what is written."""
-        rows = self._turns.batch.rows
-        return rows[key] if key in rows else self._tables.get(key)
 
     def _apply(self, entity_id: str, outcome: EntityOutcome) -> None:
         batch, now_ms = self._turns.batch, self._turns.now_ms

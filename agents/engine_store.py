@@ -220,6 +220,7 @@ def _update(header: Header, state: Execution) -> None:
     header.active = not state.is_over and state.admitted and _has_work(state)
     header.at = state.at
     header.run = state.run
+    header.began_at = state.began_at
 
 
 def _has_work(state: Execution) -> bool:

@@ -1,17 +1,19 @@
 """Forgets executions that ended longer ago than `workflow.retention_s`, a few rows at a time.
 
 A walk over the rows costs less than a row of its own for each end: it goes on where it stopped, quickly where it
-finds what has to go, slowly where it does not. Marks of debounces go the same way.
+finds what has to go, slowly where it does not. Marks of debounces and of rates go the same way.
 """
 
 from typing import Final
 
 from agents.engine_debounce import MARKS, is_over
+from agents.engine_gate import BEGINS, is_past
 from tables import executions as rows
 from tables.partition import Changes, TablePartition
 
 QUICK_MS: Final = 20
 SLOW_MS: Final = 1_000
+_AFTER: Final = {rows.ENDED: MARKS, MARKS: BEGINS, BEGINS: rows.ENDED}
 
 
 class Sweep:
@@ -30,8 +32,8 @@ class Sweep:
         for key, value in self._tables.range(self._at, bytes((prefix[0] + 1,))):
             last = key
             seen += 1
-            if prefix == MARKS:
-                if is_over(value, now_ms):
+            if prefix != rows.ENDED:
+                if is_over(value, now_ms) if prefix == MARKS else is_past(value, now_ms):
                     changes.delete(key)
                     gone += 1
             elif key not in changes.rows:
@@ -41,7 +43,7 @@ class Sweep:
         if seen >= most:
             self._at = last + b"\x00"
         else:
-            self._at = MARKS if prefix == rows.ENDED else rows.ENDED
+            self._at = _AFTER[prefix]
         self.next_ms = now_ms + (QUICK_MS if gone * 4 >= most else SLOW_MS)
 
     def _look(self, changes: Changes, key: bytes, value: bytes, before_ms: int) -> int:

@@ -30,6 +30,7 @@ from app.domain.workflow.effects import (
 from app.domain.workflow.events import Event, ExecutionEnded, ExecutionStarted
 from app.domain.workflow.evolve import evolve, fold
 from app.domain.workflow.graph import Graph
+from app.domain.workflow.limiter import Entry
 from app.domain.workflow.state import Execution
 from app.domain.workflow.timers import read_timer
 from tables.timers import Timers, timer_key
@@ -66,7 +67,8 @@ class Turns:
         """A new execution."""
         live = self._store.begin(command.execution_id, graph, self.arrive())
         self.active += 1
-        verdict = self._gate.ask(live, graph, command.key, command.priority, self.now_ms)
+        entry = Entry(live.id, command.workflow, command.key, command.priority, live.arrival)
+        verdict = self._gate.ask(entry, graph.workflow, self.batch, self.now_ms)
         self._advance(live, graph, command, queued=verdict.queued, skipped=verdict.skipped)
         for other in verdict.cancel:
             why = f"{command.execution_id} takes its place"
@@ -112,23 +114,27 @@ class Turns:
     def follow_up(self) -> None:
         """Executions that the limiter lets begin now, and those it takes a place from."""
         while True:
-            self._follow_up.extend(Admit(execution_id=admitted) for admitted in self._gate.admitted(self.now_ms))
+            admitted = self._gate.admit(self.batch, self.now_ms)
+            self._follow_up.extend(Admit(execution_id=execution_id) for execution_id in admitted)
             if not self._follow_up:
                 return
             command = self._follow_up.popleft()
             live = self._store.get(command.execution_id)
             if live is not None and live.graph is not None:
                 self._advance(live, live.graph, command)
+            else:
+                self._gate.release(command.execution_id)
 
     def _retry(self, live: Live, graph: Graph, command: RetryExecution) -> None:
         """It asks the limiter for a place again; when the retry comes to nothing, the place is given back."""
         state = live.state
         assert state is not None, "what is tried again has ended"
-        verdict = self._gate.ask(live, graph, state.key, state.priority, self.now_ms, may_skip=False)
+        entry = Entry(live.id, state.workflow, state.key, state.priority, live.arrival)
+        verdict = self._gate.ask(entry, graph.workflow, self.batch, self.now_ms, is_retry=True)
         if self._advance(live, graph, command, queued=verdict.queued):
             self.active += 1
         else:
-            self._gate.release(live.id, self.now_ms)
+            self._gate.release(live.id)
 
     def _advance(
         self, live: Live, graph: Graph, command: Command, *, queued: bool = False, skipped: str | None = None
@@ -200,7 +206,7 @@ class Turns:
         batch.ended[place] = batch.ended.get(place, 0) + 1
         metrics.WORKFLOW_EXECUTION_DURATION.labels(state.workflow).observe((state.at - state.started_at) / 1000)
         batch.outputs += self._outside.told(state, ended, self.now_ms)
-        self._gate.release(live.id, self.now_ms)
+        self._gate.release(live.id)
         for name in list(live.timers):
             self._clear_timer(live, name)
         if ended.status in {"failed", "timed_out"}:
@@ -250,7 +256,7 @@ class Turns:
         if live.state is None:
             assert isinstance(command, Start), "only a start has no state"
             self.active -= 1
-            self._gate.release(live.id, self.now_ms)
+            self._gate.release(live.id)
             self.stillborn(command, failure)
         elif not live.state.is_over:
             self._end_by_hand(live, live.state, [], failure)

@@ -30,9 +30,9 @@ Get = Callable[[bytes], bytes | None]
 class Header(msgspec.Struct, array_like=True, gc=False):
     """What a scan must know of an execution without reading its events.
 
-    `order` is its place in the line of those that wait for the limiter: (asked_at, arrival); `active` says that
-    tasks are under way or wait to begin, `slot` that it holds a place of its concurrency limit. `next_seq` follows
-    its last event; `chunks` are sealed; `open_events` lie in this row. `at` is its last event's instant.
+    `arrival` is its place in the line of those that wait for the limiter; `active` says that executors have work of
+    it in hand. `next_seq` follows its last event; `chunks` are sealed; `open_events` lie in this row. `at` is its
+    last event's instant, `began_at` when the limiter let it begin.
     """
 
     workflow: str
@@ -48,6 +48,7 @@ class Header(msgspec.Struct, array_like=True, gc=False):
     open_events: int
     at: int
     run: int = 1
+    began_at: int | None = None
     notify: str | None = None
 
 

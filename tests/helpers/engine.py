@@ -21,7 +21,7 @@ from app.domain.workflow.orders import TaskOrder
 from app.domain.workflow.placement import partition_of
 from app.domain.workflow.state import Execution
 from app.http.health import HealthRegistry
-from app.ports import OutRecord, Reported, TaskExecutor
+from app.ports import Definitions, OutRecord, Reported, TaskExecutor
 from app.roles.context import Context
 from app.roles.coordinator import run_engine
 from app.workflow_wire import decode_run, encode_command
@@ -134,7 +134,7 @@ def settings(broker: str, folder: Path, **workflow_settings: Any) -> Settings:
 class Coordinator:
     """An engine in this process, until its block ends."""
 
-    def __init__(self, context: Context, definitions: KnownWorkflows, executor: TaskExecutor) -> None:
+    def __init__(self, context: Context, definitions: Definitions, executor: TaskExecutor | None) -> None:
         self.context = context
         self.executor = executor
         self._definitions = definitions
@@ -158,7 +158,7 @@ class Coordinator:
 
 @contextlib.asynccontextmanager
 async def coordinator(
-    chosen: Settings, definitions: KnownWorkflows, executor: TaskExecutor
+    chosen: Settings, definitions: Definitions, executor: TaskExecutor | None
 ) -> AsyncIterator[Coordinator]:
     health = HealthRegistry(frozenset(), "1")
     context = Context(chosen, lambda: chosen, health, asyncio.Event(), SystemClock())

@@ -6,7 +6,8 @@ from typing import Final
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.domain.workflow.definition import MapOver, Retry
+from app.domain.workflow.definition import Concurrency, MapOver, Rate, Retry
+from app.domain.workflow.events import Event, ExecutionAdmitted, ExecutionEnded, ExecutionStarted
 from tests.helpers.engine import started, task, workflow
 from tests.unit.workflow.engine.world import World
 
@@ -17,9 +18,18 @@ FLOWS: Final = (
     workflow("bad", task("a"), task("b", "a", do="fail"), on_failure=task("mend")),
     workflow("nap", task("a", type="wait", params={"seconds": 0.5}), task("b", "a")),
     workflow("fan", task("a", map=MapOver(over="[1, 2, 3]", concurrency=2)), task("b", "a")),
+    workflow("one", task("a"), task("b", "a"), concurrency=Concurrency(limit=1)),
+    workflow("rated", task("a"), rate=Rate(limit=2, per_s=0.5)),
+    workflow("skips", task("a"), concurrency=Concurrency(limit=1, when_full="skip")),
+    workflow("takes", task("a"), concurrency=Concurrency(limit=1, when_full="cancel_running")),
     workflow("outer", task("call", type="workflow", params={"id": "line"}), task("z", "call")),
 )
-ENDS: Final = {flow.id: "failed" if flow.id == "bad" else "succeeded" for flow in FLOWS}
+ENDS: Final = {
+    **{flow.id: {"succeeded"} for flow in FLOWS},
+    "bad": {"failed"},
+    "skips": {"succeeded", "skipped"},
+    "takes": {"succeeded", "cancelled"},
+}
 STOPS: Final = ("", "", "", "decided", "written", "lost", "settled")
 
 STEP: Final = st.one_of(
@@ -30,6 +40,26 @@ STEP: Final = st.one_of(
     st.tuples(st.just("time"), st.integers(1, 400)),
     st.tuples(st.just("repeat"), st.integers(0, 20)),
 )
+
+
+def most_at_once(histories: list[list[Event]]) -> int:
+    """How many of these executions ran at the same time, by the order in which it was written."""
+    changes: list[tuple[int, int]] = []
+    for events in histories:
+        began = [
+            event.at
+            for event in events
+            if isinstance(event, ExecutionAdmitted) or (isinstance(event, ExecutionStarted) and not event.queued)
+        ]
+        end = events[-1]
+        assert isinstance(end, ExecutionEnded)
+        if began and end.status != "skipped":
+            changes += [(began[0], 1), (end.at, -1)]
+    running = most = 0
+    for _, change in sorted(changes):
+        running += change
+        most = max(most, running)
+    return most
 
 
 async def play(steps: list[tuple[str, ...]]) -> None:
@@ -57,11 +87,15 @@ async def play(steps: list[tuple[str, ...]]) -> None:
     for name in names:
         state = world.state(name)
         assert state is not None
-        assert state.status == ENDS[state.workflow]
+        assert state.status in ENDS[state.workflow]
         assert [event.seq for event in world.history(name)] == list(range(state.seq))
     assert world.rows(b"x") == []
     assert world.rows(b"t") == []
     assert world.engine.active == 0
+    assert world.engine.gate.waiting == 0
+    for flow in ("one", "skips", "takes"):
+        assert world.engine.gate.running(flow, None) == 0
+        assert most_at_once([world.history(name) for name in names if name.startswith(f"{flow}-")]) <= 1
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -214,7 +214,7 @@ class World:
     def rows(self, prefix: bytes) -> list[bytes]:
         return [key for key, _ in self.tables.range(prefix, bytes((prefix[0] + 1,)))]
 
-    def dead_letters(self) -> list[bytes]:
+    def dead_letters(self) -> list[bytes | None]:
         return [record.value for record in self.log.topics[WORKFLOW_DEADLETTER.name]]
 
     def remote_orders(self, queue: str) -> list[TaskOrder]:
