@@ -20,6 +20,7 @@ ACTIONS: dict[str, str] = {
     "child_died": "A child ended by itself and starts again after a pause.",
     "child_killed": "A child did not answer and was killed.",
     "child_hopeless": "A child dies at every start; the supervisor ends.",
+    "demonstration_failed": "`headrace up` could not register or start its demonstration workflows.",
     "start_interrupted": "The stop came before everything was up.",
     "announce_failed": "The supervisor hears this child no more.",
     "announce_invalid": "A child told its supervisor something unreadable.",
