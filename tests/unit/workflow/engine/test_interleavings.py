@@ -93,9 +93,9 @@ async def play(steps: list[tuple[str, ...]]) -> None:
     assert world.rows(b"t") == []
     assert world.engine.active == 0
     assert world.engine.gate.waiting == 0
-    for flow in ("one", "skips", "takes"):
-        assert world.engine.gate.running(flow, None) == 0
-        assert most_at_once([world.history(name) for name in names if name.startswith(f"{flow}-")]) <= 1
+    for limited in ("one", "skips", "takes"):
+        assert world.engine.gate.running(limited, None) == 0
+        assert most_at_once([world.history(name) for name in names if name.startswith(f"{limited}-")]) <= 1
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
