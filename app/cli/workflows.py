@@ -22,7 +22,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 Files = Annotated[
     list[Path],
-    typer.Argument(metavar="FILE…", help="YAML or JSON files, folders of them, or - for standard input."),
+    typer.Argument(metavar="FILE", help="YAML or JSON files, folders of them, or - for standard input."),
 ]
 
 

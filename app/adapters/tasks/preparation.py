@@ -21,7 +21,6 @@ from config.redact import redact_text
 
 FROM: Final = "from"
 SHAPES: Final = 10_000
-RESERVED: Final = ("input", "trigger", "execution", "item", "index")
 
 
 class Types(Protocol):
@@ -183,9 +182,8 @@ def holds_reference(result: Any) -> bool:
 
 
 def _names(context: Mapping[str, Any], needs: Mapping[str, Any]) -> dict[str, Any]:
-    names = {**needs, "needs": needs}
-    names.update((name, context[name]) for name in RESERVED if name in context)
-    return names
+    """All that the context has: also earlier tasks that the params mention, and the error in `on_failure`."""
+    return {**needs, **context, "needs": needs}
 
 
 def _any_string(value: Any, wanted: Callable[[str], bool]) -> bool:
