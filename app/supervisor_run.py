@@ -37,6 +37,7 @@ READY_POLL_S = 0.2
 DRAIN_POLL_S = 0.25
 BOOTSTRAP_VARIABLE = "HEADRACE_KAFKA__BOOTSTRAP_SERVERS"
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Broker(Protocol):
@@ -52,7 +53,10 @@ class Broker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one run is made of; `broker` None means that `bootstrap_servers` is somebody else's."""
+    """What one run is made of; `broker` None means that `bootstrap_servers` is somebody else's.
+
+    `demonstrate` starts an execution that fails on purpose, and gives its id.
+    """
 
     settings: Settings
     bootstrap_servers: str
@@ -62,6 +66,7 @@ class Plan:
     roles: Sequence[str] = ROLES
     environ: Mapping[str, str] | None = None
     command: Callable[[str], Sequence[str]] = worker_command
+    demonstrate: Callable[[str], Coroutine[Any, Any, str]] | None = None
 
 
 class Interrupted(HeadraceError):
@@ -94,9 +99,9 @@ class Run:
             bootstrap = await self._or_stop(self._start_kafka())  # 2
             await self._or_stop(_awaited(plan.prepare(bootstrap)))  # 3
             await supervisor.start({BOOTSTRAP_VARIABLE: bootstrap, **self._log_variables()})  # 4
-            late = await self._or_stop(self._late_roles(supervisor, view))
+            late, failing = await self._or_stop(_both(self._late_roles(supervisor, view), self._demonstrate(bootstrap)))
             self._screen.close()
-            self._screen.line(self._block(bootstrap, late))
+            self._screen.line(self._block(bootstrap, late, failing))
             code = await self._show(supervisor, view)  # 5
         except Interrupted:
             log.info("stopped before everything was up", extra={"action": "start_interrupted"})
@@ -171,6 +176,16 @@ class Run:
                 return late
             self._screen.progress(f"Starting: {', '.join(late)} …")
             await asyncio.sleep(READY_POLL_S)
+
+    async def _demonstrate(self, bootstrap: str) -> str | None:
+        """The execution that fails on purpose; a run without it is as good."""
+        if self._plan.demonstrate is None:
+            return None
+        try:
+            return await self._plan.demonstrate(bootstrap)
+        except HeadraceError as error:
+            log.warning("no demonstration: %s", error, extra={"action": "demonstration_failed"})
+            return None
 
     async def _or_stop(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, unless the stop comes first."""
@@ -303,7 +318,7 @@ class Run:
         self._screen.close()
         exit_now(130)
 
-    def _block(self, bootstrap: str, late: Sequence[str]) -> str:
+    def _block(self, bootstrap: str, late: Sequence[str], failing: str | None) -> str:
         settings = self._plan.settings
         inner, health, metrics = self._servers
         return block(
@@ -314,7 +329,13 @@ class Run:
             embedded=self._plan.broker is not None,
             data=self._plan.data_folder,
             late=late,
+            failing=failing,
         )
+
+
+async def _both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    first, second = await asyncio.gather(one, other)
+    return first, second
 
 
 async def _awaited(work: Awaitable[T]) -> T:

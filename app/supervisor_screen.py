@@ -120,9 +120,17 @@ def ledger_line(ledger: Mapping[str, Any]) -> str:
 
 
 def block(
-    *, api: str, health: str, metrics: str, bootstrap: str, embedded: bool, data: str, late: Sequence[str] = ()
+    *,
+    api: str,
+    health: str,
+    metrics: str,
+    bootstrap: str,
+    embedded: bool,
+    data: str,
+    late: Sequence[str] = (),
+    failing: str | None = None,
 ) -> str:
-    """The one block a newcomer reads; `late` are the roles that are not ready yet."""
+    """The one block a newcomer reads; `late` are the roles that are not ready yet, `failing` a failed execution."""
     return "\n".join(
         (
             "",
@@ -136,14 +144,24 @@ def block(
             "",
             "  Try next, in another terminal:",
             "",
-            f"    curl -s '{api}/api/v1/devices?limit=3'",
-            f"    curl -s '{api}/api/v1/rollups?limit=3'",
-            f"    curl -s -X POST {api}/api/v1/devices/press-0001/commands -H 'content-type: application/json' \\",
-            """         -d '{"command": "inject_fault", "kind": "spike"}'""",
+            *(f"    {line}" for line in _try_next(api, failing)),
             "",
             "  Ctrl-C stops everything in order.",
             "",
         )
+    )
+
+
+def _try_next(api: str, failing: str | None) -> tuple[str, ...]:
+    """Three commands, each of which shows something."""
+    fault = f"""curl -s -X POST {api}/api/v1/devices/press-0001/commands -H 'content-type: application/json' \\
+         -d '{{"command": "inject_fault", "kind": "spike"}}'"""
+    if failing is None:
+        return (f"curl -s '{api}/api/v1/devices?limit=3'", f"curl -s '{api}/api/v1/rollups?limit=3'", fault)
+    return (
+        "headrace executions list              # reports of live signals, and one that has failed on purpose",
+        f"headrace executions retry {failing}",
+        fault,
     )
 
 

@@ -32,3 +32,8 @@ class SupervisorSettings(Section):
     status_interval_s: float = setting(
         1.0, description="Time between two rate lines on a terminal; ten times that elsewhere.", unit="s", gt=0
     )
+    demo_workflows: bool = setting(
+        default=True,
+        description="On start, `headrace up` registers two demonstration workflows where they are unknown, and starts"
+        " the one that fails on purpose.",
+    )

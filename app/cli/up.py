@@ -49,6 +49,13 @@ def _plan(
     async def prepare(found: str) -> None:
         await _prepare_topics(found, settings)
 
+    async def demonstrate(found: str) -> str:
+        from app.adapters.clock import SystemClock  # noqa: PLC0415
+        from app.demo_workflows import show_workflows  # noqa: PLC0415
+
+        kafka = settings.kafka.model_copy(update={"bootstrap_servers": found})
+        return await show_workflows(kafka, SystemClock())
+
     return Plan(
         settings=settings,
         bootstrap_servers=bootstrap,
@@ -59,6 +66,7 @@ def _plan(
         prepare=prepare,
         roles=roles,
         command=lambda role: [*worker_command(role), *passed_on],
+        demonstrate=demonstrate if settings.supervisor.demo_workflows and "coordinator" in roles else None,
     )
 
 

@@ -105,3 +105,11 @@ def test_the_block_names_what_is_not_ready():
     facts: dict[str, Any] = {"api": "a", "health": "h", "metrics": "m", "bootstrap": "b", "embedded": True, "data": "d"}
     assert "Headrace is up." in block(**facts)
     assert "not ready yet: worker." in block(**facts, late=["worker"])
+
+
+def test_the_block_names_the_execution_that_waits_to_be_put_right():
+    facts: dict[str, Any] = {"api": "a", "health": "h", "metrics": "m", "bootstrap": "b", "embedded": True, "data": "d"}
+    text = block(**facts, failing="demo-needs-retry-x")
+    assert "headrace executions retry demo-needs-retry-x" in text
+    assert "headrace executions list" in text
+    assert "executions" not in block(**facts)
