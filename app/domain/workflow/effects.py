@@ -101,14 +101,16 @@ def effects(state: Execution, events: Sequence[Event], graph: Graph) -> tuple[Ef
     is_whole = not state.is_over and state.compensates is None  # else what began may have been stopped at once
     for event in events:
         if isinstance(event, TaskSucceeded):
-            made += _settled(event.task, event.item, event.attempt, nodes[event.task])
+            if (node := nodes[event.task]).has_timers:
+                made += _settled(event.task, event.item, event.attempt, node)
         elif isinstance(event, TaskScheduled):
             dispatch = Dispatch(event.task, event.item, event.attempt, event.seq)
             if is_whole or is_current(state, dispatch):
                 made.append(dispatch)
                 if event.attempt > 1:  # a resume may have begun it before its timer fell due
                     made.append(ClearTimer(timer_name("retry", event.task, event.item, event.attempt - 1)))
-                made += _attempt_timers(event.task, event.item, event.attempt, event.at, nodes[event.task])
+                if (node := nodes[event.task]).has_timers:
+                    made += _attempt_timers(event.task, event.item, event.attempt, event.at, node)
         elif isinstance(event, ExecutionEnded):
             made += _end(state, event, graph, first)
         elif isinstance(event, TaskFailed):
@@ -188,8 +190,6 @@ def is_current(state: Execution, dispatch: Dispatch) -> bool:
 
 
 def _attempt_timers(task: str, item: int | None, attempt: int, at: int, node: Node) -> Sequence[Effect]:
-    if node.timeout_ms is None and node.heartbeat_ms is None:
-        return ()
     made: list[Effect] = []
     if node.timeout_ms is not None:
         made.append(SetTimer(timer_name("timeout", task, item, attempt), at + node.timeout_ms))
@@ -200,8 +200,6 @@ def _attempt_timers(task: str, item: int | None, attempt: int, at: int, node: No
 
 def _settled(task: str, item: int | None, attempt: int, node: Node) -> Sequence[Effect]:
     """The timers of an attempt that is over."""
-    if node.timeout_ms is None and node.heartbeat_ms is None and not node.is_control:
-        return ()
     made: list[Effect] = []
     if node.timeout_ms is not None:
         made.append(ClearTimer(timer_name("timeout", task, item, attempt)))

@@ -15,7 +15,7 @@ class Node(NamedTuple):
 
     `needs` and `dependents` are the direct ones; `reads` are further tasks that its expressions name and that are
     certain to have finished before it (every ancestor; for `on_failure` every task). `is_plain`: neither condition,
-    map nor control type, so that nothing has to be evaluated before it begins.
+    map nor control type, so that nothing has to be evaluated before it begins. `has_timers`: an attempt may have some.
     """
 
     task: Task
@@ -24,6 +24,7 @@ class Node(NamedTuple):
     reads: tuple[str, ...]
     is_control: bool
     is_plain: bool
+    has_timers: bool
     timeout_ms: int | None
     heartbeat_ms: int | None
 
@@ -113,6 +114,7 @@ def _node(task: Task, dependents: tuple[str, ...], ancestors: set[str]) -> Node:
         reads=tuple(sorted((ancestors & mentioned) - set(task.needs))),
         is_control=is_control,
         is_plain=not is_control and task.when is None and task.map is None,
+        has_timers=is_control or task.timeout_s is not None or task.heartbeat_s is not None,
         timeout_ms=_ms(task.timeout_s),
         heartbeat_ms=_ms(task.heartbeat_s),
     )

@@ -129,7 +129,9 @@ class Turn:
 
     def begin(self, node: Node) -> bool:
         """Begin a task; True when it has finished at once."""
-        if node.needs and all(self.state.tasks[need].status == "skipped" for need in node.needs):
+        needs = node.needs
+        tasks = self.state.tasks
+        if needs and tasks[needs[0]].status == "skipped" and all(tasks[need].status == "skipped" for need in needs):
             return self.skip(node, "every task that it needs was skipped")
         if node.is_plain:
             return self.begin_work(node, None)
