@@ -71,13 +71,16 @@ class _RawRun(msgspec.Struct, gc=False):
 
 
 class _Start(msgspec.Struct, gc=False):
+    """Any command, as far as it tells of a start; one that may be held back is no execution before its first event."""
+
     type: str
-    execution_id: str
+    execution_id: str = ""  # commands of schedules and backfills have none
     workflow: str = ""
     version: str = ""
     key: str | None = None
     priority: int = 0
     at_ms: int = 0
+    debounce: Any = None
 
 
 _run: Final = msgspec.json.Decoder(_Run)
@@ -228,7 +231,7 @@ class ExecutionStore:
             except _UNREADABLE:
                 self.unreadable += 1
                 continue
-            if command.type == "start" and command.workflow:
+            if command.type == "start" and command.workflow and command.debounce is None:
                 found.append(command)
         return found
 

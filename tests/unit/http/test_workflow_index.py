@@ -8,6 +8,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,6 +89,16 @@ def test_other_commands_and_what_cannot_be_read_are_passed_over(index: Index) ->
     assert index.take(b"", b"{", b'{"execution_id": "x"}', run("a", started()), commands=bad) == {"a"}
     assert index.ids() == ["a"]
     assert index.store.unreadable == 7
+
+
+def test_a_start_that_may_be_held_back_is_no_execution_before_its_events_come(index: Index) -> None:
+    """Else each one that a debounce held back would be shown as queued for ever."""
+    debounced = msgspec.json.decode(start("a")) | {"debounce": {"key": "k", "seconds": 30.0}}
+    told = {"type": "schedule_pause", "entity_id": "schedule:x", "command_id": "c"}
+    index.take(commands=[msgspec.json.encode(debounced), msgspec.json.encode(told)])
+    assert (index.ids(), index.store.unreadable) == ([], 0)
+    index.take(*whole("a"))
+    assert index.status() == "succeeded"
 
 
 def test_an_execution_shows_what_its_events_say(index: Index) -> None:
