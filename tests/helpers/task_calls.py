@@ -65,7 +65,7 @@ async def tasks(folder: Path, bootstrap: str = NOBODY, **settings: Any) -> Async
     resources = Resources(
         TasksSettings(**{"files_directory": str(folder), "allow_private_addresses": True, **settings}),
         KafkaSettings(bootstrap_servers=bootstrap),
-        ProducerLimits(bootstrap_servers=bootstrap, flush_interval_ms=0, start_timeout_s=5),
+        ProducerLimits(bootstrap_servers=bootstrap, flush_interval_ms=0, start_timeout_s=5, request_timeout_ms=3_000),
         CelExpressions(),
         clock,
     )

@@ -45,6 +45,7 @@ class Registry:
         """`plug_ins` None: those that are installed."""
         self.problems: dict[str, str] = {}
         self._loaded: dict[str, TaskType] = {}
+        self._broken: set[str] = set()
         self._waiting: dict[str, Callable[[], Any]] = {
             name: functools.partial(_imported, where) for name, where in BUILT_IN.items()
         }
@@ -89,7 +90,7 @@ class Registry:
                 retryable=False,
                 detail={"type": name[:100]},
             )
-        if name in self.problems:
+        if name in self._broken:
             raise TaskFailed("BrokenPlugin", self.problems[name], retryable=False, detail={"type": name})
         try:
             made = make()
@@ -100,6 +101,7 @@ class Registry:
         else:
             if fault is None:
                 return task_type
+        self._broken.add(name)
         self._report(name, f"the task type {name} cannot be used: {fault}")
         raise TaskFailed("BrokenPlugin", self.problems[name], retryable=False, detail={"type": name})
 

@@ -1,6 +1,7 @@
 """The task type source.kafka: a bounded slice of a topic of the service's own cluster."""
 
 import base64
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -64,14 +65,15 @@ class KafkaSource:
         with translated(params.topic):
             wanted = await _slice(reader, params, call.shared.clock.now_ms())
             key = None if params.key is None else params.key.encode()
-            async for record in records_of(reader, wanted, call, params.max_scan):
-                if key is not None and record.key != key:
-                    continue
-                if budget.full and params.on_more == "cut":
-                    break
-                budget.add(None)
-                budget.spend(len(record.value or b""))
-                found.append(record)
+            async with aclosing(records_of(reader, wanted, call, params.max_scan)) as records:
+                async for record in records:
+                    if key is not None and record.key != key:
+                        continue
+                    if budget.full and params.on_more == "cut":
+                        break
+                    budget.add(None)
+                    budget.spend(len(record.value or b""))
+                    found.append(record)
         found.sort(key=lambda one: (one.timestamp, one.partition, one.offset))
         return [_value(one, params.decode) if params.values else _row(one, params.decode) for one in found]
 

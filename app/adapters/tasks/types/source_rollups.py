@@ -5,6 +5,7 @@ window the latest revision is what any other reader sees. The price is reading t
 beginning of the range on; `max_scan` bounds it.
 """
 
+from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
@@ -61,17 +62,18 @@ class RollupSource:
         latest: dict[tuple[int, str], dict[str, Any]] = {}
         with translated(params.topic):
             wanted = (await slice_of(reader, params.topic, since_ms - _AHEAD_MS, None)).only(params.device_id)
-            async for record in records_of(reader, wanted, call, params.max_scan):
-                if record.key != key or record.value is None:
-                    continue
-                rollup = _read(record.value)
-                if rollup is None or not _is_wanted(rollup, params, since_ms, until_ms):
-                    continue
-                place = (rollup["window_start"], rollup["metric"])
-                if place not in latest:
-                    budget.add(rollup)
-                if place not in latest or rollup["revision"] >= latest[place]["revision"]:
-                    latest[place] = rollup
+            async with aclosing(records_of(reader, wanted, call, params.max_scan)) as records:
+                async for record in records:
+                    if record.key != key or record.value is None:
+                        continue
+                    rollup = _read(record.value)
+                    if rollup is None or not _is_wanted(rollup, params, since_ms, until_ms):
+                        continue
+                    place = (rollup["window_start"], rollup["metric"])
+                    if place not in latest:
+                        budget.add(rollup)
+                    if place not in latest or rollup["revision"] >= latest[place]["revision"]:
+                        latest[place] = rollup
         found = [latest[place] for place in sorted(latest)]
         return [rollup for rollup in found if rollup.get("is_final")] if params.final else found
 

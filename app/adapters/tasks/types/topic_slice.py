@@ -1,7 +1,7 @@
 """A bounded slice of a topic: from where to where it goes, and its records, no more than asked for."""
 
 import datetime as dt
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ async def records_of(
     wanted: Slice,
     call: TaskCall[Any],
     max_scan: int,
-) -> AsyncIterator[InRecord]:
+) -> AsyncGenerator[InRecord, None]:
     """The slice's records, each partition's in its order. Raises `TaskFailed` of type `TooMuchToRead`."""
     if wanted.records > max_scan:
         raise TaskFailed(
