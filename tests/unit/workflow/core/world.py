@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from app.domain.workflow.commands import Command, Start
+from app.domain.workflow.commands import Command, Report, Start, TaskError, TimerFired
 from app.domain.workflow.decide import advance, decide
 from app.domain.workflow.definition import MapOver, Retry, Task, Workflow
 from app.domain.workflow.effects import (
@@ -21,7 +21,7 @@ from app.domain.workflow.effects import (
     effects,
     outstanding,
 )
-from app.domain.workflow.events import Event
+from app.domain.workflow.events import Event, ExecutionEnded
 from app.domain.workflow.evolve import fold
 from app.domain.workflow.expressions import ExpressionError
 from app.domain.workflow.graph import Graph, graph_of
@@ -213,3 +213,53 @@ class Owner:
             assert set(self.timers) == set(wanted)
             working = [e for e in hand if not (isinstance(e, SetTimer) and e.name.startswith("execution"))]
             assert self.state.is_over or not self.state.admitted or working or self.state.asked, "it is stuck"
+
+
+# ---- stories
+
+BROKEN = TaskError(type="HttpStatus", message="status 500")
+
+
+def begun(*tasks: Task, **fields: object) -> Owner:
+    owner = Owner(workflow(*tasks, **fields))
+    owner.start({"n": 1})
+    return owner
+
+
+def under_way(owner: Owner) -> list[str]:
+    return sorted(each.task for each in owner.running)
+
+
+def report(owner: Owner, name: str, result: object = None, error: TaskError | None = None) -> list[Event]:
+    """The attempt of a task that runs ends."""
+    (dispatch,) = [each for each in owner.running if each.task == name]
+    owner.running.discard(dispatch)
+    events = owner.tell(
+        Report(
+            execution_id=ID,
+            task=name,
+            item=dispatch.item,
+            attempt=dispatch.attempt,
+            token=dispatch.token,
+            result=result,
+            error=error,
+        )
+    )
+    owner.hold()
+    return events
+
+
+def fire(owner: Owner, prefix: str) -> list[Event]:
+    """The timer whose name begins so falls due."""
+    (name,) = [each for each in owner.timers if each.startswith(prefix)]
+    due = owner.timers.pop(name)
+    owner.now = max(owner.now, due)
+    events = owner.tell(TimerFired(execution_id=ID, name=name, due_ms=due))
+    owner.hold()
+    return events
+
+
+def end(owner: Owner) -> ExecutionEnded:
+    last = owner.history[-1]
+    assert isinstance(last, ExecutionEnded)
+    return last
