@@ -181,6 +181,16 @@ class Engine:
         return self._turns.active
 
     @property
+    def store(self) -> Executions:
+        """The executions in memory."""
+        return self._store
+
+    @property
+    def timers(self) -> Timers:
+        """The timers in memory."""
+        return self._timers
+
+    @property
     def gate(self) -> Gate:
         """The limits of this partition."""
         return self._gate

@@ -1,12 +1,13 @@
 """One partition's engine over tables in memory, with a topic, a clock and an executor that a test drives by hand."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from agents.engine import Engine
 from agents.engine_batch import Batch
 from agents.engine_dispatch import Dispatcher
+from agents.engine_entities import MakeEntities
 from agents.engine_terms import Graphs, Node, Terms
 from app.adapters.expressions import CelExpressions
 from app.domain.workflow.commands import Command, Report, TaskError
@@ -17,7 +18,7 @@ from app.domain.workflow.orders import TaskOrder
 from app.domain.workflow.state import Execution
 from app.ports import Reported
 from app.workflow_wire import decode_order, decode_run, encode_command
-from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER, WORKFLOW_EVENTS
+from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
 from tables.partition import TablePartition
 from tests.helpers.engine import KnownWorkflows
 from tests.helpers.stages import SetClock
@@ -92,6 +93,7 @@ class World:
         self.definitions = KnownWorkflows(*workflows)
         self.terms = Terms(**terms)
         self.failures: list[BaseException] = []
+        self.make_entities: MakeEntities | None = None
         self._histories: dict[str, list[Event]] = {}
         self._taken: dict[str, int] = {}
 
@@ -111,6 +113,7 @@ class World:
             clock=self.clock,
             partitions=1,
             wake=lambda _: None,
+            make_entities=self.make_entities,
         )
         self.engine = Engine(self.tables, node)
         self._read_outputs()
@@ -214,13 +217,12 @@ class World:
     def rows(self, prefix: bytes) -> list[bytes]:
         return [key for key, _ in self.tables.range(prefix, bytes((prefix[0] + 1,)))]
 
-    def dead_letters(self) -> list[bytes | None]:
-        return [record.value for record in self.log.topics[WORKFLOW_DEADLETTER.name]]
+    async def rest(self) -> None:
+        """Let what was handed to the loop happen."""
+        for _ in range(50):
+            await asyncio.sleep(0)
 
-    def remote_orders(self, queue: str) -> list[TaskOrder]:
-        return [decode_order(record.value) for record in self.log.topics[f"workflow.tasks.{queue}"]]
-
-
-def alone(work: Callable[[], Any]) -> None:
-    """Run a test's coroutine in a loop of its own."""
-    asyncio.run(work())
+    def orders(self) -> list[TaskOrder]:
+        """The orders that were sent to workers since the last look."""
+        topics = [topic for topic in list(self.log.topics) if topic.startswith("workflow.tasks.")]
+        return [decode_order(record.value) for topic in topics for record in self._new(topic)]

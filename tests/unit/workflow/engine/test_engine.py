@@ -1,0 +1,325 @@
+"""Laws of one partition's engine: what is remembered, what is forgotten, and what begins when."""
+
+import orjson
+import pytest
+
+from agents.engine_entities import EntityCommand, EntityOutcome, GetRow, TimerChange
+from app.domain.workflow.commands import Debounce, Heartbeat, Report, RetryExecution, Start
+from app.domain.workflow.definition import Concurrency, Rate, Retry
+from app.domain.workflow.events import ExecutionStarted, TaskFailed
+from app.domain.workflow.state import Execution
+from app.ports import OutRecord
+from config.topics import WORKFLOW_DEADLETTER, WORKFLOW_DEFINITIONS, WORKFLOW_EVENTS
+from tests.helpers.engine import started, task, workflow
+from tests.unit.workflow.engine.world import World
+
+LINE = workflow("line", task("a"), task("b", "a"))
+
+
+async def opened(*flows: object, **terms: object) -> World:
+    world = World(*flows, **terms)  # type: ignore[arg-type]
+    await world.open()
+    return world
+
+
+async def run(world: World, *starts: Start) -> list[Execution]:
+    world.tell(*starts)
+    await world.drain()
+    states = [world.state(one.execution_id) for one in starts]
+    assert all(states)
+    return [state for state in states if state is not None]
+
+
+# ---- rows ----
+
+
+async def test_nothing_begins_before_its_decision_is_durable() -> None:
+    world = await opened(LINE)
+    world.tell(started("line", "one"))
+    world.publisher.gate.allow(0)
+    records = world.commands[:1]
+    world.engine.prepare(records)
+    changes = world.engine.take(records, world.clock.ms, behind=False)
+    world.tables.write(changes, "workflow.commands", 0, timestamp_ms=world.clock.ms)
+    assert not world.executor.running
+    world.engine.settled(changes, world.clock.ms)
+    assert list(world.executor.running) == [("one", "a", None)]
+
+
+async def test_an_ended_execution_is_forgotten_after_its_retention_with_all_its_chunks() -> None:
+    world = await opened(LINE, chunk_events=2, retention_ms=5_000)
+    world.tell(started("line", "one"))
+    await world.drain(forward_ms=1_000)
+    assert len(world.rows(b"f")) == 1
+    assert len(world.rows(b"h")) > 1
+    for _ in range(10):
+        world.clock.ms += 6_000
+        await world.tick()
+    assert world.rows(b"f") == world.rows(b"h") == world.rows(b"x") == []
+
+
+async def test_a_long_history_is_sealed_and_read_again_whole() -> None:
+    flow = workflow("flaky", task("a", do="fail_first:30", retry=Retry(attempts=31, backoff_s=0.01)))
+    world = await opened(flow, chunk_events=7)
+    world.tell(started("flaky", "one"))
+    for _ in range(20):
+        await world.take(1)
+        await world.tick()
+        if world.executor.running:
+            world.executor.end(0)
+        world.clock.ms += 20_000
+    assert len(world.rows(b"h")) > 1
+    await world.crash(disk_too=True)
+    await world.drain(forward_ms=600_000)
+    state = world.state("one")
+    assert state is not None
+    assert (state.status, state.tasks["a"].attempt) == ("succeeded", 31)
+    assert [event.seq for event in world.history("one")] == list(range(state.seq))
+
+
+async def test_memory_holds_no_more_executions_and_timers_than_it_is_told() -> None:
+    nap = workflow("nap", task("a", type="wait", params={"seconds": "input.s"}))
+    world = await opened(nap, cache_executions=10, timers_in_memory=20, timer_lookahead_ms=1_000)
+    world.tell(*(started("nap", f"n{n}", {"s": 1 + n}) for n in range(200)))
+    while world.behind:
+        await world.take(50)
+    assert len(world.rows(b"t")) == 200
+    assert len(world.engine.store) <= 10
+    assert len(world.engine.timers) <= 40
+    await world.drain(forward_ms=250_000)
+    assert world.rows(b"t") == world.rows(b"x") == []
+
+
+async def test_an_idle_execution_leaves_the_memory_and_comes_back() -> None:
+    ask = workflow("nap", task("a", type="wait", params={"seconds": 100}))
+    world = await opened(ask, passivate_after_s=2)
+    world.tell(started("nap", "one"))
+    await world.take(1)
+    assert len(world.engine.store) == 1
+    world.clock.ms += 4_000
+    await world.tick()
+    assert len(world.engine.store) == 0
+    await world.drain(forward_ms=120_000)
+    state = world.state("one")
+    assert state is not None
+    assert state.status == "succeeded"
+
+
+# ---- starts ----
+
+
+async def test_a_debounced_start_leaves_no_execution() -> None:
+    world = await opened(LINE)
+    t0 = world.clock.ms
+    for number, at_ms in enumerate((t0, t0 + 900, t0 + 1_000, t0 + 1_500)):
+        world.tell(started("line", f"e{number}", at_ms=at_ms, debounce=Debounce(key="press", seconds=1)))
+    world.tell(started("line", "other", at_ms=t0, debounce=Debounce(key="pump", seconds=1)))
+    await world.drain()
+    found = [name for name in ("e0", "e1", "e2", "e3", "other") if world.state(name) is not None]
+    assert found == ["e0", "e2", "other"]
+
+
+async def test_a_repeated_start_of_an_ended_child_tells_its_parent_again() -> None:
+    outer = workflow("outer", task("call", type="workflow", params={"id": "line"}))
+    world = await opened(LINE, outer)
+    await run(world, started("outer", "one"))
+    child = next(record for record in world.commands if b"one.call" in (record.key or b""))
+    count = len(world.commands)
+    world._append(child.key, child.value)
+    await world.drain()
+    assert [orjson.loads(record.value or b"")["type"] for record in world.commands[count:]] == ["start", "child_ended"]
+
+
+async def test_a_rate_holds_across_a_takeover() -> None:
+    rated = workflow("rated", task("a"), rate=Rate(limit=2, per_s=60))
+    world = await opened(rated)
+    world.tell(*(started("rated", f"r{n}") for n in range(3)))
+    await world.drain(forward_ms=1_000)
+    assert [world.state(f"r{n}").status for n in range(3)] == ["succeeded", "succeeded", "queued"]  # type: ignore[union-attr]
+    await world.crash(disk_too=True)
+    await world.drain(forward_ms=5_000)
+    assert world.state("r2").status == "queued"  # type: ignore[union-attr]
+    await world.drain(forward_ms=60_000)
+    assert world.state("r2").status == "succeeded"  # type: ignore[union-attr]
+
+
+async def test_the_line_of_a_limit_goes_by_priority_then_arrival_across_a_takeover() -> None:
+    one = workflow("one", task("a"), concurrency=Concurrency(limit=1))
+    world = await opened(one)
+    for name, priority in (("first", 0), ("low", 0), ("lower", 0), ("high", 5)):
+        world.tell(started("one", name, priority=priority))
+    await world.take(10)
+    await world.crash()
+    await world.drain()
+    last = {record.key: record.offset for record in world.log.topics[WORKFLOW_EVENTS.name]}
+    assert sorted(last, key=lambda name: last[name]) == [b"first", b"high", b"low", b"lower"]
+
+
+async def test_a_retry_that_comes_to_nothing_keeps_no_place() -> None:
+    one = workflow("one", task("a"), concurrency=Concurrency(limit=1))
+    world = await opened(one)
+    await run(world, started("one", "first"))
+    world.tell(RetryExecution(execution_id="first", command_id="r1"))
+    await world.drain()
+    assert world.engine.gate.running("one", None) == 0
+    (second,) = await run(world, started("one", "second"))
+    assert second.status == "succeeded"
+
+
+# ---- attempts ----
+
+
+async def test_an_executor_that_never_reports_is_given_up_after_the_timeout() -> None:
+    flow = workflow("slow", task("a", timeout_s=1, retry=Retry(attempts=2, backoff_s=0)))
+    world = await opened(flow)
+    world.tell(started("slow", "one"))
+    await world.take(1)
+    assert world.rows(b"t") == [], "the time of an attempt costs no row"
+    first = world.executor.running["one", "a", None][0]
+    world.clock.ms += 4_000
+    await world.tick()
+    failed = [event for event in world.history("one") if isinstance(event, TaskFailed)]
+    assert [event.error.type for event in failed] == ["Timeout"]
+    stale = Report(execution_id="one", task="a", item=None, attempt=1, token=first.token, result="late")
+    world.engine.hear(stale)
+    await world.drain()
+    state = world.state("one")
+    assert state is not None
+    assert (state.status, state.result, state.tasks["a"].attempt) == ("succeeded", ["a", None], 2)
+
+
+async def test_heartbeats_keep_an_attempt_alive_and_their_absence_ends_it() -> None:
+    world = await opened(workflow("long", task("a", heartbeat_s=1)))
+    world.tell(started("long", "one"))
+    await world.take(1)
+    token = world.executor.running["one", "a", None][0].token
+    for _ in range(5):
+        world.clock.ms += 2_500
+        world.engine.hear(Heartbeat(execution_id="one", task="a", item=None, attempt=1, token=token))
+        await world.tick()
+    assert world.state("one").status == "running"  # type: ignore[union-attr]
+    world.clock.ms += 3_500
+    await world.tick()
+    state = world.state("one")
+    assert state is not None
+    assert state.error is not None
+    assert (state.status, state.error.type) == ("failed", "HeartbeatTimeout")
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_what_may_not_run_here_is_ordered_on_the_topic_of_its_queue(local: bool) -> None:
+    flow = workflow("far", task("a"), task("b", "a", queue="gpu"))
+    world = await opened(flow, local_tasks=local)
+    world.tell(started("far", "one"))
+    for _ in range(3):
+        await world.take(10)
+        await world.tick()
+        while world.executor.running:
+            world.executor.end(0)
+        await world.rest()
+        for order in world.orders():
+            world.tell(
+                Report(execution_id="one", task=order.task, item=None, attempt=1, token=order.token, result=order.queue)
+            )
+    await world.drain()
+    state = world.state("one")
+    assert state is not None
+    assert (state.status, state.result) == ("succeeded", "gpu")
+    assert state.tasks["a"].result == (["a", None] if local else "default")
+
+
+async def test_a_result_that_is_too_large_fails_its_task() -> None:
+    world = await opened(workflow("far", task("a", queue="gpu")))
+    world.tell(started("far", "one"))
+    await world.take(10)
+    await world.rest()
+    (order,) = world.orders()
+    world.tell(Report(execution_id="one", task="a", item=None, attempt=1, token=order.token, result="x" * 600_000))
+    await world.drain()
+    state = world.state("one")
+    assert state is not None
+    assert state.error is not None
+    assert (state.status, state.error.type) == ("failed", "PayloadTooLarge")
+
+
+async def test_a_value_that_is_no_json_fails_its_execution_and_no_other() -> None:
+    world = await opened(LINE)
+    world.tell(started("line", "bad"), started("line", "good"))
+    await world.take(10)
+    token = world.executor.running["bad", "a", None][0].token
+    del world.executor.running["bad", "a", None]
+    world.engine.hear(
+        Report(execution_id="bad", task="a", item=None, attempt=1, token=token, result={"x": object()}, worker="w")
+    )
+    await world.drain()
+    bad, good = world.state("bad"), world.state("good")
+    assert bad is not None
+    assert good is not None
+    assert bad.error is not None
+    assert (bad.status, bad.error.type, good.status) == ("failed", "NotSerializable", "succeeded")
+
+
+# ---- records ----
+
+
+async def test_an_event_record_holds_what_a_batch_decided_of_one_execution() -> None:
+    world = await opened(LINE)
+    await run(world, started("line", "one"))
+    records = world.log.topics[WORKFLOW_EVENTS.name]
+    assert [record.key for record in records] == [b"one"] * 3
+    bodies = [orjson.loads(record.value or b"") for record in records]
+    assert [body["first_seq"] for body in bodies] == [0, 2, 4]
+    assert {body["epoch"] for body in bodies} == {world.tables.epoch}
+    first = world.history("one")[0]
+    assert isinstance(first, ExecutionStarted)
+
+
+async def test_a_failed_execution_is_a_dead_letter_with_its_cause() -> None:
+    world = await opened(workflow("bad", task("a", do="fail")))
+    await run(world, started("bad", "one"))
+    (letter,) = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
+    assert (letter["kind"], letter["execution_id"], letter["task"]) == ("execution", "one", "a")
+    assert letter["error"] == {"type": "Broken", "message": "it broke"}
+
+
+# ---- entities ----
+
+
+class Clockwork:
+    """An entity that starts an execution at each of three ticks, and remembers them in its row."""
+
+    def __init__(self, get: GetRow) -> None:
+        self._get = get
+
+    def take(self, command: EntityCommand, now_ms: int) -> EntityOutcome:
+        if command.type == "schedule_put":
+            return EntityOutcome(rows={b"sschedule:s": b"0"}, timers=(TimerChange("next", now_ms + 1_000),))
+        if command.type == "entity_told":
+            told = int(self._get(b"stold") or b"0") + 1
+            summary = OutRecord(WORKFLOW_DEFINITIONS.name, b"schedule:s", b"%d" % told, now_ms)
+            return EntityOutcome(rows={b"stold": b"%d" % told}, summaries=(summary,))
+        return EntityOutcome(refused="What is that?")
+
+    def timer(self, entity_id: str, name: str, due_ms: int, now_ms: int) -> EntityOutcome:
+        count = int(self._get(b"sschedule:s") or b"0")
+        start = started("line", f"run-{count}x", notify=entity_id)
+        timers = (TimerChange(name, due_ms + 1_000),) if count < 2 else ()
+        return EntityOutcome(rows={b"sschedule:s": b"%d" % (count + 1)}, starts=(start,), timers=timers)
+
+
+async def test_entities_start_executions_and_are_told_of_their_ends_across_takeovers() -> None:
+    world = World(LINE)
+    world.make_entities = Clockwork
+    await world.open()
+    for kind in ("schedule_put", "schedule_dance"):
+        world._append(b"schedule:s", orjson.dumps({"type": kind}))
+    for _ in range(6):
+        await world.take(10, "settled")
+        world.clock.ms += 500
+        await world.tick("written")
+    await world.drain()
+    assert [world.state(f"run-{n}x").status for n in range(3)] == ["succeeded"] * 3  # type: ignore[union-attr]
+    assert world.tables.get(b"stold") == b"3"
+    assert world.rows(b"t") == world.rows(b"u") == []
+    letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
+    assert [letter["detail"] for letter in letters] == ["What is that?"]
