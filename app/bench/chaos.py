@@ -141,6 +141,7 @@ class Product:
             "embedded.port": self._kafka,
             "embedded.heap_mib": 384,
             "kafka.partitions": 4,
+            "supervisor.demo_workflows": False,
             "supervisor.restart_backoff_ms": 100,
             "supervisor.restart_backoff_max_ms": 500,
             "tasks.queues": json.dumps(["default", QUEUE]),
