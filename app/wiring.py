@@ -23,6 +23,7 @@ from config.topics import (
     WORKFLOW_COMMANDS,
     WORKFLOW_EVENTS,
     WORKFLOW_STATE,
+    workflow_tasks,
 )
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ async def _await_broker(context: Context) -> bool:
 async def _prepare_topics(context: Context) -> None:
     """Create what is missing, report what differs, and refuse tables that are not cut like their input."""
     kafka = context.settings.kafka
-    mismatches = await ensure_topics(context.bootstrap, ALL_TOPICS, kafka)
+    queues = (workflow_tasks(queue) for queue in context.settings.tasks.queues)
+    wanted = {spec.name: spec for spec in (*ALL_TOPICS, *queues)}
+    mismatches = await ensure_topics(context.bootstrap, list(wanted.values()), kafka)
     # Under a supervisor that has said it already, once for all of its children.
     level = logging.DEBUG if os.environ.get(SUPERVISOR_URL) else logging.WARNING
     for mismatch in mismatches:

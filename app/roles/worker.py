@@ -1,4 +1,4 @@
-"""The role `worker`: the transform stage with its tables, and the sinks."""
+"""The role `worker`: the transform stage with its tables, the sinks, and the task queues."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
@@ -29,6 +29,7 @@ from app.errors import EnvironmentError_
 from app.http.health import Check
 from app.ports import Clock
 from app.roles.context import Context, first_of, raise_crash, stopped
+from app.roles.queues import run_queues
 from app.rules import compile_section
 from config.settings import Settings
 from config.sinks import SinkSettings
@@ -46,9 +47,10 @@ LETTER_OVERHEAD_BYTES = 40_000
 
 
 async def run_worker(context: Context) -> None:
-    """Run the transform stage and every sink until stop; one that fails ends the process."""
+    """Run the transform stage, the task queues and every sink until stop; one that fails ends the process."""
     async with asyncio.TaskGroup() as parts:
         parts.create_task(run_transform(context), name="transform")
+        parts.create_task(run_queues(context), name="task queues")
         for target in context.settings.sinks.targets:
             if target.enabled:
                 parts.create_task(run_sink(context, target), name=f"sink {target.name}")
