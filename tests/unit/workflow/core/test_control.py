@@ -12,7 +12,6 @@ from app.domain.workflow.commands import (
     Signal,
     TaskError,
 )
-from app.domain.workflow.decide import Limits
 from app.domain.workflow.definition import Retry
 from app.domain.workflow.effects import CancelChild, CancelWork, effects, order_for
 from app.domain.workflow.events import (
@@ -24,6 +23,7 @@ from app.domain.workflow.events import (
     TaskScheduled,
     TaskSucceeded,
 )
+from app.domain.workflow.turn import Limits
 from tests.unit.workflow.core.world import BROKEN, ID, Owner, begun, end, fire, report, task, under_way, workflow
 
 
