@@ -21,8 +21,9 @@ from app.domain.workflow.expressions import ExpressionError
 MAX_SOURCE_CHARS: Final = 1024
 MAX_COMPREHENSIONS: Final = 8
 MAX_NESTING: Final = 2
+_MAX_SIZES: Final = 8
 MAX_DEPTH: Final = 100  # of a value; the library converts by recursion and overflows the stack at about 20,000
-BUDGET_NS: Final = 100_000_000
+BUDGET_NS: Final = 60_000_000
 MAX_VALUES: Final = BUDGET_NS // 1_000
 _TOO_COSTLY: Final = "the expression would take too long over this much data: select less of it"
 _EXECUTION_NS: Final = 3_000
@@ -220,7 +221,9 @@ class _Compiler:
             steps.append(step)
             holes.add(step.hole)
             rest = rest[: found.start] + step.hole + rest[found.end :]
-        while (sized := cel_source.first_size(_tokens(rest, holes))) is not None:
+        for _ in range(_MAX_SIZES):  # the library takes the rest, at the price of handing whole values over
+            if (sized := cel_source.first_size(_tokens(rest, holes))) is None:
+                break
             hole = self._hole()
             steps.append(_Size(hole, sized.path))
             holes.add(hole)

@@ -8,13 +8,14 @@ import orjson
 
 from app.definition_wire import Definition, version_of, workflow_of
 from app.definitions.checks import TaskTypes, problems_of
-from app.definitions.models import WorkflowShape
+from app.definitions.models import MAX_TASKS, WorkflowShape
 from app.definitions.problems import Problem, dotted
 from app.definitions.shape import shape_problems
 from app.definitions.text import MAX_BYTES, MAX_DEPTH, Text, read_text
 from app.domain.workflow.definition import Workflow
 
 MAX_PROBLEMS: Final = 100
+MAX_FOUND: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,24 @@ def _checked(text: Text, types: TaskTypes) -> Reading:
     found = list(text.problems)
     for path, message in shape_problems(WorkflowShape, document):
         found.append(Problem(dotted(path), message, *text.place(path)))
-    if isinstance(document, Mapping):
+    if isinstance(document, Mapping) and _is_small(document):
         for each in problems_of(document, types):
+            if len(found) >= MAX_FOUND and any(one.severity == "error" for one in found):
+                break
             severity = "warning" if each.is_warning else "error"
             found.append(Problem(dotted(each.path), each.message, *text.place(each.path), severity))  # type: ignore[arg-type]
     if isinstance(document, Mapping) and (size := len(orjson.dumps(document))) > MAX_BYTES:
         found.append(Problem("", f"it has {size} bytes when aliases are unfolded, the most is {MAX_BYTES}"))
-    problems = tuple(sorted(dict.fromkeys(found), key=lambda one: (one.line, one.column))[:MAX_PROBLEMS])
-    if any(one.severity == "error" for one in problems):
+    is_wrong = any(one.severity == "error" for one in found)
+    kept = [one for one in dict.fromkeys(found) if one.severity == "error" or not is_wrong or len(found) < MAX_FOUND]
+    problems = tuple(sorted(kept, key=lambda one: (one.line, one.column))[:MAX_PROBLEMS])
+    if is_wrong:
         return Reading(None, None, problems)
     definition = Definition(document["id"], version_of(document), document)
     return Reading(definition, workflow_of(definition), problems)
+
+
+def _is_small(document: Mapping[str, Any]) -> bool:
+    """What has too many tasks is not looked at further: it has its problem already."""
+    tasks = document.get("tasks")
+    return not isinstance(tasks, Mapping) or len(tasks) <= MAX_TASKS

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from app.definitions.problems import Path, suggestion
 
+MAX_ERRORS: Final = 500  # more are not looked at: a sentence costs up to a millisecond
 _WORDS: Final[Mapping[str, str]] = {
     "missing": "is required",
     "int_type": "expected a whole number, not {shown}",
@@ -43,13 +44,13 @@ def shape_problems(model: type[BaseModel], data: Any, *, secret: bool = False) -
         model.model_validate(data)
     except ValidationError as error:
         told: dict[Path, list[tuple[bool, str]]] = {}
-        for detail in error.errors(include_url=False):
+        for detail in error.errors(include_url=False)[:MAX_ERRORS]:
             path, has_tags = data_path(data, detail["loc"])
             told.setdefault(path, []).append((has_tags, _sentence(model, data, path, detail, secret=secret)))
+        above = {path[:end] for path in told for end in range(len(path))}
         for path, texts in told.items():
             unique = list(dict.fromkeys(text for _, text in texts))
-            below = any(len(other) > len(path) and other[: len(path)] == path for other in told)
-            if below and all(tags for tags, _ in texts):
+            if path in above and all(tags for tags, _ in texts):
                 continue  # the other arm of a union, which was not meant
             yield path, ", or ".join(unique) if texts[0][0] else "; ".join(unique)
 

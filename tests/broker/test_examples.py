@@ -89,7 +89,7 @@ def _served(site: Site) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             device = parse_qs(urlsplit(self.path).query)["device"][0]
-            self._answer([{"device": device, "limits": {"low": 10, "high": 90}}][0])
+            self._answer({"device": device, "limits": {"low": 10, "high": 90}})
 
         def _answer(self, value: Any) -> None:
             body = json.dumps(value).encode()

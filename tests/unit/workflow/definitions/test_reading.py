@@ -326,6 +326,15 @@ def test_limits_hold() -> None:
     assert messages("[" * 100_000) != []
 
 
+def test_a_text_with_very_many_problems_is_answered_with_the_first_hundred() -> None:
+    many = "id: x\ntasks:\n" + "".join(f"  t{at}: {{typ: x, wiht: 3}}\n" for at in range(8000))
+    assert len(messages(many)) == 100
+    doubtful = {f"t{at}": {"type": "sink.http", "with": {"url": "https://a:b@x"}} for at in range(499)}
+    wrong = {**doubtful, "last": {"type": "wait", "needs": ["absent"], "with": {"seconds": 1}}}
+    assert check_document({"id": "w", "tasks": wrong}, TYPES).definition is None
+    assert len(check_document({"id": "w", "tasks": doubtful}, TYPES).warnings) == 100
+
+
 def test_what_yaml_1_1_would_take_for_a_switch_or_a_time_is_text() -> None:
     text = "id: on\ndescription: 12:30\ntasks: {no: {type: wait, with: {until: 2030-01-01}}}\n"
     reading = read_definition(text, TYPES)
