@@ -14,7 +14,8 @@ class Node(NamedTuple):
     """A task with what decisions ask of it again and again.
 
     `needs` and `dependents` are the direct ones; `reads` are further tasks that its expressions name and that are
-    certain to have finished before it (every ancestor; for `on_failure` every task). `is_plain`: neither condition,
+    certain to have finished before it (every ancestor; for `on_failure` every task). `asks` are those of both that the
+    engine's own expressions name (`when`, `map`, all of a control task). `is_plain`: neither condition,
     map nor control type, so that nothing has to be evaluated before it begins. `has_timers`: an attempt may have some.
     """
 
@@ -22,6 +23,7 @@ class Node(NamedTuple):
     needs: tuple[str, ...]
     dependents: tuple[str, ...]
     reads: tuple[str, ...]
+    asks: tuple[str, ...]
     is_control: bool
     is_plain: bool
     has_timers: bool
@@ -106,12 +108,16 @@ def _topological(workflow: Workflow, dependents: Mapping[str, list[str]]) -> tup
 
 def _node(task: Task, dependents: tuple[str, ...], ancestors: set[str]) -> Node:
     is_control = task.type in CONTROL_TYPES
-    mentioned = {name for text in _texts(task) for name in _IDENTIFIER.findall(text)}
+    asked = {name for text in _conditions(task) for name in _IDENTIFIER.findall(text)}
+    mentioned = asked | {name for text in _texts(task.params) for name in _IDENTIFIER.findall(text)}
+    if is_control:
+        asked = mentioned
     return Node(
         task=task,
         needs=tuple(dict.fromkeys(task.needs)),
         dependents=dependents,
         reads=tuple(sorted((ancestors & mentioned) - set(task.needs))),
+        asks=tuple(sorted(ancestors & asked)),
         is_control=is_control,
         is_plain=not is_control and task.when is None and task.map is None,
         has_timers=is_control or task.timeout_s is not None or task.heartbeat_s is not None,
@@ -120,13 +126,17 @@ def _node(task: Task, dependents: tuple[str, ...], ancestors: set[str]) -> Node:
     )
 
 
-def _texts(task: Task) -> Iterator[str]:
-    """Every string of a task in which an expression can be."""
+def _conditions(task: Task) -> Iterator[str]:
+    """The expressions that decide whether and how often a task runs."""
     if task.when is not None:
         yield task.when
     if task.map is not None:
         yield task.map.over
-    waiting: list[Any] = [task.params]
+
+
+def _texts(params: Mapping[str, Any]) -> Iterator[str]:
+    """Every string of a task's parameters: an expression can be in it."""
+    waiting: list[Any] = [params]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):

@@ -42,6 +42,7 @@ class Limits:
     id_length: int = 200
 
 
+PAYLOAD: Final = "$payload"  # a result that is a reference to a file (claim check)
 LIMITS: Final = Limits()
 Placer = Callable[[str, str, str | None, Any], str]
 """The id of a sub-workflow's execution, from (id without placement, workflow, version, input)."""
@@ -423,7 +424,11 @@ class Turn:
         )
 
     def names(self, node: Node, item: int | None) -> dict[str, Any]:
-        """What expressions of a task may read."""
+        """What expressions of a task may read. Raises `ExpressionError` for a result that is too large to be here."""
+        for name in node.asks:
+            result = self.state.tasks.get(name, PENDING).result
+            if type(result) is dict and PAYLOAD in result:
+                raise ExpressionError(f"the result of {name!r} is in a file, for its size, and only tasks can read it")
         work = self.state.find(node.task.name, item) or PENDING
         return names_for(self.state, self.graph, node, item, work.attempt + 1)
 

@@ -1,5 +1,7 @@
 """Laws of tasks in a DAG: when they begin, what they read, how they are tried again and how the whole ends."""
 
+from typing import Any
+
 import pytest
 
 from app.domain.workflow.commands import Admit, Report, TaskError
@@ -93,6 +95,20 @@ def test_task_reads_its_needs_the_ancestors_it_mentions_and_no_parallel_branch()
     }
     assert order.params == {"body": "${a.x + b}"}
     assert order.idempotency_key == f"{ID}/c"
+
+
+@pytest.mark.parametrize("field", [{"when": "a"}, {"over": "a"}, {"type": "wait", "params": {"seconds": "a"}}])
+def test_result_in_a_file_is_for_tasks_only_and_no_condition_is_decided_on_its_reference(field: dict[str, Any]) -> None:
+    owner = begun(task("a"), task("b", "a", **field))
+    report(owner, "a", {"$payload": {"path": "p", "sha256": "0", "bytes": 9}})
+    assert end(owner).error is not None
+    assert "the result of 'a' is in a file" in end(owner).error.message  # type: ignore[union-attr]
+
+
+def test_result_in_a_file_is_handed_on_to_tasks() -> None:
+    owner = begun(task("a"), task("b", "a", params={"rows": "${a}"}))
+    report(owner, "a", {"$payload": {"path": "p", "sha256": "0", "bytes": 9}})
+    assert under_way(owner) == ["b"]
 
 
 def test_order_counts_its_time_from_when_it_is_handed_out() -> None:
