@@ -152,6 +152,7 @@ async def _measure_ours(broker: BenchBroker, executions: int, seen: Callable[[in
         alone = await _alone(engine)
         before = WARM_UP + ALONE
         await engine.until_ended(WORKFLOW, before, PHASE_TIMEOUT_S)
+        before_s = _cpu_s(engine)
         began = time.perf_counter()
         sending = asyncio.create_task(_batches(engine, executions, seen))
         try:
@@ -164,7 +165,15 @@ async def _measure_ours(broker: BenchBroker, executions: int, seen: Callable[[in
         good = await engine.ended(WORKFLOW, "succeeded")
         if good != before + executions:
             raise SideFailed(f"{good:,} of {before + executions:,} executions succeeded")
-        return Measured(executions, elapsed_s, alone, engine.figures())
+        spent = {
+            f"{role} cpu_us_an_execution": round((cpu_s - before_s[role]) * 1e6 / executions, 1)
+            for role, cpu_s in _cpu_s(engine).items()
+        }
+        return Measured(executions, elapsed_s, alone, {**engine.figures(), **spent})
+
+
+def _cpu_s(engine: Engine) -> dict[str, float]:
+    return {role: child.sample_usage().cpu_s for role, child in engine.children.items()}
 
 
 async def _batches(engine: Engine, executions: int, seen: Callable[[int], None] = lambda _: None) -> None:

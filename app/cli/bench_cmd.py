@@ -226,6 +226,7 @@ async def _run(
     bootstrap: str,
 ) -> None:
     """Measure each, show it and write it; a benchmark whose own side failed makes the command fail at the end."""
+    from app.bench.child import SideFailed  # noqa: PLC0415 - as above
     from app.bench.result import show, write_json  # noqa: PLC0415 - as above
     from app.bench.side import Effort  # noqa: PLC0415 - as above
     from app.bench.suite import broker_for  # noqa: PLC0415 - as above
@@ -236,7 +237,10 @@ async def _run(
             for entry in entries:
                 say(f"{entry.name}: {entry.about}")
                 effort = Effort(records or entry.records, runs or entry.runs, peers)
-                result = await entry.run(broker, effort, say, progress)
+                try:
+                    result = await entry.run(broker, effort, say, progress)
+                except SideFailed as failure:
+                    raise HeadraceError(f"bench {entry.name} has no figure: {failure}") from failure
                 if entry.name in files:
                     write_json(result, files[entry.name])
                 results.append(result)
