@@ -93,7 +93,7 @@ class ExecutionsSettings(Section):
     directory: str = setting(".headrace/executions", description="Folder of the index.", min_length=1)
     retention_s: int = setting(
         7 * 86_400,
-        description="Ended executions are shown for so long after they were asked for.",
+        description="Ended executions are shown for so long after their end.",
         unit="s",
         ge=60,
         le=10 * 365 * 86_400,

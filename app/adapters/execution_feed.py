@@ -39,7 +39,10 @@ log = logging.getLogger(__name__)
 
 _POLL_TIMEOUT_MS: Final = 200
 _STATE_EVERY_S: Final = 0.5
-_FORGET_EVERY_S: Final = 1.0
+_FORGET_EVERY_S: Final = 30.0  # after a look that found nothing
+_FORGET_SHARE: Final = 0.1  # of the time, at most
+_CROWDED: Final = 1.1
+_CROWDED_SHARE: Final = 0.5
 _RETRY_S: Final = 1.0
 _LOCK_S: Final = 10.0  # the feed of a process that was killed ends as soon as it reads the end of its stdin
 _FETCH_BYTES: Final = 4 << 20
@@ -63,6 +66,7 @@ class ExecutionFeed:
         self._ends: dict[TopicPartition, int] = {}
         self._watched: set[str] = set()
         self._asked: dict[int, Mapping[TopicPartition, int]] = {}
+        self._looking: set[int] = set()
         self._consumer: Any = None
         self._partitions = 0
         self._connected = False
@@ -78,22 +82,24 @@ class ExecutionFeed:
             self._out.write({"told": [watched]})  # whatever came before this is in the index by now
         elif (done := order.get("unwatch")) is not None:
             self._watched.discard(done)
-        elif (number := order.get("ask")) is not None:
+        elif (number := order.get("ask")) is not None and number not in self._asked and number not in self._looking:
+            self._looking.add(number)
             task = asyncio.create_task(self._find_ends(number, order["execution"]))
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
 
     async def _find_ends(self, number: int, execution_id: str) -> None:
         """Note how far the partitions of an execution must be read; without a broker nobody is answered."""
-        if self._consumer is None or not self._connected:
-            return
-        partition = partition_of(execution_id, self._partitions)
-        wanted = [TopicPartition(topic, partition) for topic in (self._commands, self._events)]
         try:
-            self._asked[number] = await self._consumer.end_offsets(wanted)
-        except _FAILURES:
-            return
-        self._answer()
+            if self._consumer is not None and self._connected:
+                partition = partition_of(execution_id, self._partitions)
+                wanted = [TopicPartition(topic, partition) for topic in (self._commands, self._events)]
+                self._asked[number] = await self._consumer.end_offsets(wanted)
+                self._answer()
+        except _FAILURES as error:
+            log.debug("the ends of an execution's partitions are not known: %s", error)
+        finally:
+            self._looking.discard(number)
 
     def _answer(self) -> None:
         positions = self._positions
@@ -130,15 +136,25 @@ class ExecutionFeed:
 
     async def _look_after(self) -> None:
         """Tell the parent how things are, and forget what is too old, a little at a time."""
-        forgot_s = 0.0
+        look_s = 0.0
         while True:
             self._out.write({"state": self._state()})
-            now_s = time.monotonic()
-            if now_s - forgot_s >= _FORGET_EVERY_S:
-                before_ms = time.time_ns() // 1_000_000 - self._settings.retention_s * 1000
-                forgotten = self._store.forget(before_ms, self._settings.executions_max)
-                forgot_s = now_s if not forgotten else 0.0
+            if time.monotonic() >= look_s:
+                look_s = time.monotonic() + (0.0 if self._forget() else _FORGET_EVERY_S)
             await asyncio.sleep(_STATE_EVERY_S)
+
+    def _forget(self) -> int:
+        """Forget for a bounded time, longer when it cannot keep up; how many it were."""
+        settings, store = self._settings, self._store
+        before_ms = time.time_ns() // 1_000_000 - settings.retention_s * 1000
+        crowded = store.count > settings.executions_max * _CROWDED
+        ends_s = time.monotonic() + _STATE_EVERY_S * (_CROWDED_SHARE if crowded else _FORGET_SHARE)
+        forgotten = 0
+        while found := store.forget(before_ms, settings.executions_max):
+            forgotten += found
+            if time.monotonic() > ends_s:
+                break
+        return forgotten
 
     def _state(self) -> dict[str, Any]:
         lag = sum(max(0, end - self._positions.get(partition, 0)) for partition, end in self._ends.items())

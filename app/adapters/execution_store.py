@@ -358,9 +358,12 @@ class ExecutionStore:
     # ---- forgetting ----
 
     def forget(self, before_ms: int, executions_max: int, most: int = 500) -> int:
-        """Forget at most `most` ended executions that are too old, or the oldest of too many; how many it were."""
-        cut = before_ms << TIE_BITS
-        old = self._oldest("AND ord < ?", (cut,), most)
+        """Forget at most `most` executions that ended before, or the oldest ended ones of too many; how many it were.
+
+        A start that no engine has taken until then is forgotten too: it was refused, or its topic is gone.
+        """
+        old = self._oldest("AND ord < ? AND ended < ?", (before_ms << TIE_BITS, before_ms), most)
+        old += self._untaken(before_ms, most - len(old))
         if not old and self.count > executions_max:
             old = self._oldest("", (), min(most, self.count - executions_max))
         if not old:
@@ -380,6 +383,10 @@ class ExecutionStore:
             query = f"SELECT ord, n, id FROM executions WHERE status = ? {where} ORDER BY ord LIMIT ?"  # noqa: S608 - ours
             found += self._db.execute(query, (code, *values, most)).fetchall()
         return [(n, execution_id) for _, n, execution_id in sorted(found)[:most]]
+
+    def _untaken(self, before_ms: int, most: int) -> list[tuple[int, str]]:
+        query = "SELECT n, id FROM executions WHERE status = ? AND ord < ? AND epoch < 0 ORDER BY ord LIMIT ?"
+        return self._db.execute(query, (QUEUED, before_ms << TIE_BITS, most)).fetchall()
 
 
 def _fold(live: _Live, heads: Iterable[Head]) -> None:

@@ -82,16 +82,18 @@ class ExecutionIndex:
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
             while not stop.is_set():
-                opened = await self._live(stopping)
+                opened, why = await self._live(stopping)
                 pause_s = _RESTART_FIRST_S if opened else min(_RESTART_MAX_S, 2 * pause_s)
                 if not stop.is_set():
-                    log.warning("the feed of the index of executions ended", extra={"action": "executions_feed_ended"})
+                    log.warning(
+                        "the feed of the index of executions ended: %s", why, extra={"action": "executions_feed_ended"}
+                    )
                     await asyncio.wait({stopping}, timeout=pause_s)
         finally:
             stopping.cancel()
 
-    async def _live(self, stopping: "asyncio.Task[Any]") -> bool:
-        """One life of the process; whether it came as far as opening the index."""
+    async def _live(self, stopping: "asyncio.Task[Any]") -> tuple[bool, str]:
+        """One life of the process; whether it came as far as opening the index, and how it ended."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -115,7 +117,8 @@ class ExecutionIndex:
             self._open.clear()
             process.stdin.close()
             await _end(process, hearing)
-        return opened
+        error = None if hearing.cancelled() else hearing.exception()
+        return opened, f"exit code {process.returncode}" if error is None else repr(error)
 
     async def _hear(self, lines: asyncio.StreamReader, orders: asyncio.StreamWriter) -> None:
         while line := await lines.readline():

@@ -335,15 +335,17 @@ def test_ended_executions_are_forgotten_when_they_are_old_or_too_many(index: Ind
     for number in range(20):
         index.take(*whole(f"e{number}", at=T0_MS + number * 1000))
     index.take(run("waits", started(T0_MS - 1000)))
-    assert index.store.forget(T0_MS + 5000, 1000) == 5
-    assert index.ids(statuses=("succeeded",)) == [f"e{number}" for number in reversed(range(5, 20))]
-    assert index.store.forget(0, 10, most=4) == 4
-    assert index.store.forget(0, 10, most=4) == 2
-    assert index.store.forget(0, 10) == 0
-    assert index.ids() == [*(f"e{number}" for number in reversed(range(11, 20))), "waits"]
+    index.take(run("long", started(T0_MS - 1000), ended(1, at=T0_MS + 60_000)))
+    index.take(commands=[start("refused", at=T0_MS - 1000), start("young", at=T0_MS + 60_000)])
+    assert index.store.forget(T0_MS + 4500, 1000) == 6
+    assert index.ids(statuses=("succeeded",)) == [*(f"e{number}" for number in reversed(range(5, 20))), "long"]
+    assert index.ids(statuses=("queued", "running")) == ["young", "waits"]
+    assert index.store.forget(0, 11, most=4) == 4
+    assert index.store.forget(0, 11, most=4) == 3
+    assert index.store.forget(0, 11) == 0
+    assert index.ids() == ["young", *(f"e{number}" for number in reversed(range(11, 20))), "waits"]
     assert index.events("e3") == []
-    [left] = (index.store._db.execute("SELECT count(*) FROM runs").fetchone(),)
-    assert left[0] == 10
+    assert index.store._db.execute("SELECT count(*) FROM runs").fetchone() == (10,)
     index.take(*whole("e3"))
     assert index.status("e3") == "succeeded"
 
