@@ -21,15 +21,23 @@ class Batch(Changes):
     tasks: dict[tuple[str, str], int] = field(default_factory=dict)
     ended: dict[tuple[str, str], int] = field(default_factory=dict)
     retries: int = 0
+    fresh_timers: set[bytes] = field(default_factory=set)
 
     @property
     def is_empty(self) -> bool:
         """Nothing was decided."""
         return not (self.rows or self.outputs or self.dispatches or self.cancels)
 
+    def set_timer(self, timer: bytes) -> None:
+        """A timer's row is wanted; it is new unless this batch has deleted it before."""
+        if timer not in self.rows:
+            self.fresh_timers.add(timer)
+        self.put(timer, b"")
+
     def unset(self, timer: bytes) -> None:
-        """A timer's row is not wanted any more; one that this batch set was never written."""
-        if self.rows.get(timer) is not None:
+        """A timer's row is not wanted any more; one that only this batch knows of was never written."""
+        if timer in self.fresh_timers:
+            self.fresh_timers.remove(timer)
             del self.rows[timer]
         else:
             self.rows[timer] = None

@@ -64,6 +64,9 @@ class EntityKeeper:
             known = self._timers_of(entity_id)
             for name, due_ms in outcome.timers:
                 before = known.pop(name, None)
+                if before is not None and before == due_ms:
+                    known[name] = before
+                    continue
                 if before is not None:
                     self._turns.clear_timer(timer_key(before, entity_id, name))
                 if due_ms is not None:

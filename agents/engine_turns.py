@@ -238,7 +238,7 @@ class Turns:
 
     def set_timer(self, key: bytes) -> None:
         """A durable timer."""
-        self.batch.put(key, b"")
+        self.batch.set_timer(key)
         self._timers.set(key)
 
     def clear_timer(self, key: bytes) -> None:
