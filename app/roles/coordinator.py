@@ -142,7 +142,7 @@ async def _open(
 ) -> TablePartition:
     """The tables, once every definition that an execution in them may be of is known."""
     await definitions.caught_up()
-    return await open_tables(context, producer, lease, WORKFLOW_STATE, partition)
+    return await open_tables(context, producer, lease, WORKFLOW_STATE, partition, single_trip=True)
 
 
 def _begin(engines: dict[int, Engine], tables: TablePartition, node: Node) -> Engine:

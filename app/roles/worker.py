@@ -34,7 +34,7 @@ from app.rules import compile_section
 from config.settings import Settings
 from config.sinks import SinkSettings
 from config.topics import DEVICE_TELEMETRY, TRANSFORM_STATE, TopicSpec
-from tables.partition import TablePartition
+from tables.partition import SingleTrip, TablePartition
 from tables.restore import Place, open_partition
 
 T = TypeVar("T")
@@ -186,9 +186,18 @@ async def _feed(stream: Any, stage: Stage) -> None:
 
 
 async def open_tables(
-    context: Context, producer: BatchProducer, lease: Lease, changelog: TopicSpec, partition: int
+    context: Context,
+    producer: BatchProducer,
+    lease: Lease,
+    changelog: TopicSpec,
+    partition: int,
+    *,
+    single_trip: bool = False,
 ) -> TablePartition:
-    """Open, restore and take over one partition of the tables of a stage, `<stage>.state` its changelog."""
+    """Open, restore and take over one partition of the tables of a stage, `<stage>.state` its changelog.
+
+    `single_trip` is for the sake of latency: outputs are written twice (docs/decisions/0011).
+    """
     stage = changelog.name.partition(".")[0]
     tables = context.settings.tables
     folder = RocksFolder(
@@ -203,8 +212,20 @@ async def open_tables(
         context.bootstrap, tables.restore_batch_records, **security_options(context.settings.kafka)
     )
     place = Place(Path(tables.directory) / stage / str(partition), changelog.name, partition)
+    written = context.settings.producer
+    # Without idempotence a batch may overtake the one before it that was refused.
+    one_trip = SingleTrip(min(SingleTrip().bytes, written.max_request_bytes // 2)) if written.idempotence else None
     opened, restored = await _insist(
-        lambda: open_partition(place, folder, reader, producer, lease.held, context.clock.now_ms), context.clock
+        lambda: open_partition(
+            place,
+            folder,
+            reader,
+            producer,
+            lease.held,
+            context.clock.now_ms,
+            single_trip=one_trip if single_trip else None,
+        ),
+        context.clock,
     )
     metrics.TABLE_RESTORED.labels(stage).inc(restored.records)
     metrics.TABLE_RESTORE_SECONDS.labels(stage).observe(restored.seconds)
