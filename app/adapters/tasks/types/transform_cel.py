@@ -59,14 +59,14 @@ class CelTransform:
             except ExpressionError as error:
                 if params.on_error == "fail":
                     raise TaskFailed(
-                        "ExpressionFailed", f"row {index}: {error}", retryable=False, detail={"row": index}
+                        "ExpressionError", f"row {index}: {error}", retryable=False, detail={"row": index}
                     ) from error
         if params.value is None:
             return rows
         try:
             return expressions.evaluate(params.value, {**names, "row": None, "index": None, "rows": rows})
         except ExpressionError as error:
-            raise TaskFailed("ExpressionFailed", str(error), retryable=False) from error
+            raise TaskFailed("ExpressionError", str(error), retryable=False) from error
 
 
 def _holds(expressions: Expressions, source: str, names: Mapping[str, Any]) -> bool:

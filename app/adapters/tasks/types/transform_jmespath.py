@@ -60,4 +60,4 @@ def _search(query: str, data: Any) -> Any:
         return _compiled(query).search(data)
     except (JMESPathError, ArithmeticError, RecursionError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())[:500] or type(error).__name__
-        raise TaskFailed("ExpressionFailed", f"the query fails: {said}", retryable=False) from error
+        raise TaskFailed("ExpressionError", f"the query fails: {said}", retryable=False) from error

@@ -43,10 +43,10 @@ async def test_cel_filters_maps_and_folds(run: Tasks) -> None:
 async def test_an_expression_that_fails_names_its_row_or_drops_it(run: Tasks) -> None:
     rows = [{"t": 1}, {}, {"t": "x"}]
     failed = await run.failure("transform.cel", rows, filter="row.t > 0")
-    assert (failed.type, failed.retryable, failed.detail) == ("ExpressionFailed", False, {"row": 1})
+    assert (failed.type, failed.retryable, failed.detail) == ("ExpressionError", False, {"row": 1})
     assert await run.run("transform.cel", rows, filter="row.t > 0", on_error="drop") == rows[:1]
-    assert (await run.failure("transform.cel", rows, filter="row")).type == "ExpressionFailed"
-    assert (await run.failure("transform.cel", rows, filter="1 +")).type == "ExpressionFailed"
+    assert (await run.failure("transform.cel", rows, filter="row")).type == "ExpressionError"
+    assert (await run.failure("transform.cel", rows, filter="1 +")).type == "ExpressionError"
     with pytest.raises(ValidationError):
         await run.run("transform.cel", rows)
 
@@ -83,8 +83,8 @@ async def test_a_query_that_is_none_or_fails_says_so(run: Tasks) -> None:
             failed = await run.failure("transform.jmespath", ROWS, query=query)
         except ValidationError:
             continue
-        assert (failed.type, failed.retryable) == ("ExpressionFailed", False)
-    assert (await run.failure("transform.jmespath", ROWS, query="sum([].d)")).type == "ExpressionFailed"
+        assert (failed.type, failed.retryable) == ("ExpressionError", False)
+    assert (await run.failure("transform.jmespath", ROWS, query="sum([].d)")).type == "ExpressionError"
 
 
 # ---- aggregate
