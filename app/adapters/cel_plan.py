@@ -26,7 +26,9 @@ MAX_DEPTH: Final = 100  # of a value; the library converts by recursion and over
 BUDGET_NS: Final = 60_000_000
 MAX_VALUES: Final = BUDGET_NS // 1_000
 _TOO_COSTLY: Final = "the expression would take too long over this much data: select less of it"
-_EXECUTION_NS: Final = 3_000
+_SCALARS: Final = frozenset({type(None), str, bool, int})
+_NESTING: Final = frozenset({dict, list, tuple})
+_EXECUTION_NS: Final = 5_000
 _MAX_PATTERN_CHARS: Final = 100
 _MAX_REPEATS: Final = 100
 _CLASS_NS: Final = 300_000  # a Unicode class (\w) is compiled at every call
@@ -105,32 +107,37 @@ class Plan:
         if self.path is not None:
             budget.spend(_EXECUTION_NS)
             return _followed(self.path, scope)
-        failures: dict[str, ExpressionError] = {}
+        failures: dict[str, ExpressionError] | None = None
         if self.steps:
-            scope = dict(scope)
-            for step in self.steps:
-                try:
-                    scope[step.hole] = _carry_out(step, scope, budget)
-                except TooCostly:
-                    raise
-                except ExpressionError as error:  # it may stand in a branch that is not taken
-                    failures[step.hole] = error
-        values = {read.name: _pruned(read, scope) for read in self.reads if read.name in scope}
-        budget.spend(self._cost_ns(values.values()))
+            scope, failures = self._stepped(scope, budget)
+        values = {}
+        for read in self.reads:
+            if read.name in scope:
+                values[read.name] = _pruned(read, scope)
+        budget.spend(self._cost_ns(values))
         try:
             return self.execute(values)
         except Exception as error:  # the library raises six unrelated builtin types
             said = str(error)
-            for hole, cause in failures.items():
+            for hole, cause in (failures or {}).items():
                 if hole in said:
                     raise cause from error
             raise ExpressionError(_sentence(error)) from error
 
-    def _cost_ns(self, values: Iterable[Any]) -> float:
-        count = chars = 0
-        for value in values:
-            more, longer = weight(value)
-            count, chars = count + more, chars + longer
+    def _stepped(self, scope: Mapping[str, Any], budget: Budget) -> tuple[dict[str, Any], dict[str, ExpressionError]]:
+        """The scope with what is computed beforehand, and what failed of it: that may be in a branch not taken."""
+        scope, failures = dict(scope), {}
+        for step in self.steps:
+            try:
+                scope[step.hole] = _carry_out(step, scope, budget)
+            except TooCostly:
+                raise
+            except ExpressionError as error:
+                failures[step.hole] = error
+        return scope, failures
+
+    def _cost_ns(self, values: dict[str, Any]) -> float:
+        count, chars = weight(values)
         cost = _EXECUTION_NS + count * (1_000 + 150 * self.places) + chars * (1 + self.places) * 0.1
         if self.sums:
             # a + b + c copies what it has so far at every sign
@@ -154,35 +161,31 @@ def compiled(source: str) -> Plan:
 
 def weight(value: Any, depth: int = 0) -> tuple[int, int]:
     """How many values a value is made of, and of how many characters its texts."""
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return 1, len(value)
-    if isinstance(value, dict):
-        items: Iterable[Any] = value.values()
-    elif isinstance(value, list | tuple):
-        items = value
-    else:
+    if kind not in _NESTING:
         return 1, 0
     if depth > MAX_DEPTH:
         raise ExpressionError(f"a value is nested deeper than {MAX_DEPTH}")
-    if len(value) > MAX_VALUES:
+    count, chars = 1 + len(value), 0
+    if count > MAX_VALUES:
         raise TooCostly(_TOO_COSTLY)
-    count, chars = 1, 0
-    for item in items:
-        if isinstance(item, str):
-            count, chars = count + 1, chars + len(item)
-        elif isinstance(item, dict | list | tuple):
+    for item in value.values() if kind is dict else value:
+        kind = type(item)
+        if kind is str:
+            chars += len(item)
+        elif kind in _NESTING:
             more, longer = weight(item, depth + 1)
-            count, chars = count + more, chars + longer
+            count, chars = count + more - 1, chars + longer
             if count > MAX_VALUES:
                 raise TooCostly(_TOO_COSTLY)
-        else:
-            count += 1
     return count, chars
 
 
 def plain(value: Any) -> Any:
     """A result as JSON has it: instants as ISO 8601, durations as seconds. Raises `ExpressionError`."""
-    if value is None or isinstance(value, str | bool | int):
+    if type(value) in _SCALARS:
         return value
     if isinstance(value, float):
         if value - value != 0:
@@ -398,7 +401,11 @@ def _followed(path: tuple[str, ...], scope: Mapping[str, Any]) -> Any:
     if path[0] not in scope:
         raise ExpressionError(f"{path[0]} has no value here")
     value = scope[path[0]]
-    for index, part in enumerate(path[1:], 1):
+    for index in range(1, len(path)):
+        part = path[index]
+        if type(value) is dict and part in value:
+            value = value[part]
+            continue
         before = ".".join(path[:index])
         if not isinstance(value, Mapping):
             raise ExpressionError(f"{before} has no fields: it is {_named(value)}")
@@ -411,20 +418,23 @@ def _followed(path: tuple[str, ...], scope: Mapping[str, Any]) -> Any:
 def _pruned(read: _Read, scope: Mapping[str, Any]) -> Any:
     """The value of a name with no more of it than is read."""
     value = scope[read.name]
-    if read.paths[0] == () or not isinstance(value, Mapping):
+    if read.paths[0] == () or type(value) is not dict:
         return value
     made: dict[str, Any] = {}
     for path in read.paths:
-        _copy(value, made, path)
+        if len(path) > 1:
+            _copy(value, made, path)
+        elif path[0] in value:
+            made[path[0]] = value[path[0]]
     return made
 
 
-def _copy(value: Mapping[str, Any], made: dict[str, Any], path: tuple[str, ...]) -> None:
+def _copy(value: dict[str, Any], made: dict[str, Any], path: tuple[str, ...]) -> None:
     for part in path[:-1]:
         if part not in value:
             return
         inner = value[part]
-        if not isinstance(inner, Mapping):
+        if type(inner) is not dict:
             made[part] = inner
             return
         made = made.setdefault(part, {})
