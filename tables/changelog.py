@@ -154,7 +154,7 @@ class Replay:
             if key == CLAIM:
                 self.claimed = record.offset + 1
             elif key == MARKER and value is not None:
-                if tag.epoch >= self.claimed and tag > self.marked:
+                if tag.epoch >= self.claimed and tag >= self.marked:  # the same one may say more of deliveries
                     self._mark(tag, orjson.loads(value[TAG_BYTES:]), rows)
             elif key.startswith(OUTBOX):
                 if tag.epoch >= self.claimed and value is not None:
@@ -192,7 +192,7 @@ class Replay:
         delivered = row.get("delivered", tag.number)
         if tag.epoch == self.disk.epoch:
             self.disk_marked = tag.number
-            self.disk_delivered = delivered
+            self.disk_delivered = max(self.disk_delivered, delivered)
         if self._outboxes:
             self._outboxes = {
                 of: outbox for of, outbox in self._outboxes.items() if of.epoch == tag.epoch and of.number > delivered

@@ -1,0 +1,228 @@
+"""Laws of tables that settle in one trip: what goes along with its marker, what does not, and who sends it again."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from app.errors import Fenced, PublishFailed
+from app.ports import OutRecord
+from tables.changelog import CLAIM, MARKER, OUTBOX, Replay, Tag, claim_value, marker_value, outbox_key, pack_tag
+from tables.outbox import unpack_outbox
+from tables.partition import META, PENDING, Changes, Meta, SingleTrip, TablePartition, Transaction
+from tests.helpers.streams import Record
+from tests.helpers.tables import CHANGELOG, INPUT, OUTPUT, T0_MS, Disk, Gate, Log, LogPublisher, open_tables
+
+
+class Calls(LogPublisher):
+    """Notes what was published together."""
+
+    def __init__(self, log: Log, outputs: Gate | None = None) -> None:
+        super().__init__(log, Gate(), outputs or Gate())
+        self.calls: list[Sequence[OutRecord]] = []
+
+    async def publish(self, records: Sequence[OutRecord]) -> None:
+        self.calls.append(records)
+        await super().publish(records)
+
+
+async def opened(log: Log, disk: Disk, publisher: LogPublisher, trip: SingleTrip | None = None) -> TablePartition:
+    tables, _ = await open_tables(log, disk, publisher, single_trip=trip or SingleTrip())
+    return tables
+
+
+def put(tables: TablePartition, offset: int, size: int = 1) -> Transaction:
+    value = b"%d" % offset
+    changes = Changes(outputs=[OutRecord(OUTPUT, None, value * size, T0_MS, (), 0)])
+    changes.put(b"k", value)
+    return tables.write(changes, INPUT, offset, timestamp_ms=T0_MS)
+
+
+def begin(tables: TablePartition, *written: Transaction) -> list[asyncio.Task[None]]:
+    return [asyncio.create_task(tables.settle(one, timestamp_ms=T0_MS)) for one in written]
+
+
+async def turns() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+def sent(log: Log) -> list[bytes]:
+    return [record.value or b"" for record in log.topics[OUTPUT]]
+
+
+async def end(tables: TablePartition, *tasks: asyncio.Task[None]) -> None:
+    """As a killed process: only disk and log stay."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    tables.close()
+
+
+async def test_rows_outbox_and_marker_go_in_this_order_with_the_outputs() -> None:
+    log = Log()
+    publisher = Calls(log)
+    tables = await opened(log, Disk(), publisher)
+    publisher.calls.clear()
+    await tables.settle(put(tables, 0), timestamp_ms=T0_MS)
+    (call,) = publisher.calls
+    assert [record.key for record in call if record.topic == CHANGELOG] == [b"k", outbox_key(2, 64), MARKER]
+    assert sent(log) == [b"0"]
+    tables.close()
+
+
+async def test_transaction_without_outputs_has_no_outbox() -> None:
+    log = Log()
+    publisher = Calls(log)
+    tables = await opened(log, Disk(), publisher)
+    changes = Changes()
+    changes.put(b"k", b"v")
+    publisher.calls.clear()
+    await tables.settle(tables.write(changes, timestamp_ms=T0_MS), timestamp_ms=T0_MS)
+    assert [[record.key for record in call] for call in publisher.calls] == [[b"k", MARKER]]
+    tables.close()
+
+
+async def test_large_outbox_takes_two_trips_and_so_does_what_follows_until_it_counts() -> None:
+    log, outputs = Log(), Gate()
+    publisher = Calls(log, outputs)
+    tables = await opened(log, Disk(), publisher, SingleTrip(bytes=200))
+    publisher.calls.clear()
+    outputs.allow(0)
+    first = begin(tables, put(tables, 0, size=500), put(tables, 1))
+    await turns()
+    assert [any(record.key == MARKER for record in call) for call in publisher.calls] == [False, False]
+    assert Replay().feed(log.topics[CHANGELOG]) == {}
+    outputs.allow(None)
+    await asyncio.gather(*first)
+    await tables.settle(put(tables, 2), timestamp_ms=T0_MS)
+    assert publisher.calls[-1][-2].key == MARKER
+    assert sent(log) == [b"0" * 500, b"1", b"2"]
+    tables.close()
+
+
+async def test_more_undelivered_outboxes_than_slots_take_two_trips() -> None:
+    log, outputs = Log(), Gate()
+    publisher = Calls(log, outputs)
+    tables = await opened(log, Disk(), publisher, SingleTrip(slots=2))
+    publisher.calls.clear()
+    outputs.allow(0)
+    tasks = begin(tables, *(put(tables, number) for number in range(4)))
+    await turns()
+    assert [any(record.key == MARKER for record in call) for call in publisher.calls] == [True, True, False, False]
+    outputs.allow(None)
+    await asyncio.gather(*tasks)
+    tables.close()
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+async def test_what_counts_and_was_not_delivered_is_sent_by_the_next_owner(same_disk: bool) -> None:
+    log, disk, outputs = Log(), Disk(), Gate()
+    tables = await opened(log, disk, Calls(log, outputs))
+    outputs.allow(0)
+    tasks = begin(tables, put(tables, 0), put(tables, 1), put(tables, 2))
+    await turns()
+    replay = Replay()
+    replay.feed(log.topics[CHANGELOG])
+    assert (replay.applied, len(replay.undelivered()), sent(log)) == ({INPUT: 2}, 3, [])
+    await end(tables, *tasks)
+    back = await opened(log, disk if same_disk else Disk(), Calls(log))
+    assert sent(log) == [b"0", b"1", b"2"]
+    assert (back.get(b"k"), back.applied) == (b"2", {INPUT: 2})
+    back.close()
+
+
+async def test_disk_neither_forgets_nor_passes_over_what_is_not_delivered() -> None:
+    """Else a disk that loses its last writes, and is then behind, would find the outbox neither here nor there."""
+    log, disk, outputs = Log(), Disk(), Gate()
+    tables = await opened(log, disk, Calls(log, outputs))
+    outputs.allow(0)
+    tasks = begin(tables, put(tables, 0))
+    await turns()
+    tasks += begin(tables, put(tables, 1))
+    await turns()
+    put(tables, 2)
+    state = disk.states[-1]
+    assert PENDING + (2).to_bytes(8, "big") in state
+    outbox = next(record for record in log.topics[CHANGELOG] if (record.key or b"").startswith(OUTBOX))
+    assert Meta.from_bytes(state[META]).changelog_next <= outbox.offset
+    await end(tables, *tasks)
+    disk.forget(2)
+    (await opened(log, disk, Calls(log))).close()
+    assert sent(log) == [b"0", b"1"]
+
+
+async def test_told_deliveries_are_not_sent_again() -> None:
+    log = Log()
+    tables = await opened(log, Disk(), Calls(log))
+    await tables.settle(put(tables, 0), timestamp_ms=T0_MS)
+    assert tables._trailing is not None
+    tables._trailing.cancel()
+    tables._trail(T0_MS)
+    await turns()
+    tables.close()
+    (await opened(log, Disk(), Calls(log))).close()
+    assert sent(log) == [b"0"]
+
+
+async def test_nothing_counts_behind_a_transaction_that_could_not_be_sent() -> None:
+    log, disk, outputs = Log(), Disk(), Gate()
+    publisher = Calls(log, outputs)
+    tables = await opened(log, disk, publisher)
+    publisher.gate.failure = PublishFailed("refused", 1)
+    tasks = begin(tables, put(tables, 0), put(tables, 1))
+    await turns()
+    publisher.gate.failure = None
+    tasks += begin(tables, put(tables, 2))
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(outcome, (PublishFailed, Fenced)) for outcome in outcomes)
+    tables.close()
+    (await opened(log, disk, Calls(log))).close()
+    assert sent(log)[-3:] == [b"0", b"1", b"2"]
+
+
+def _record(offset: int, key: bytes, value: bytes) -> Record:
+    return Record(CHANGELOG, 0, offset, 0, key, value)
+
+
+def _outbox(offset: int, epoch: int, number: int) -> Record:
+    return _record(offset, outbox_key(number, 64), pack_tag(Tag(epoch, number)) + b"%d/%d" % (epoch, number))
+
+
+def _marker(offset: int, epoch: int, number: int, delivered: int | None) -> Record:
+    return _record(offset, MARKER, marker_value(Tag(epoch, number), {}, delivered))
+
+
+def test_outboxes_of_zombies_of_older_owners_and_of_what_never_counted_are_nobodys() -> None:
+    claim = claim_value()
+    log = [_record(0, CLAIM, claim), _outbox(1, 1, 1), _outbox(2, 1, 2), _outbox(3, 1, 3), _marker(4, 1, 2, 1)]
+    replay = Replay()
+    replay.feed(log)
+    assert replay.undelivered() == [b"1/2"]
+    replay.feed([_record(5, CLAIM, claim), _outbox(6, 1, 9)])
+    assert replay.undelivered() == [b"1/2"]
+    replay.feed([_outbox(7, 6, 10), _marker(8, 6, 10, 9)])
+    assert replay.undelivered() == [b"6/10"]
+    replay.feed([_marker(9, 6, 10, 10)])
+    replay.feed([_marker(10, 6, 11, 11)])
+    assert replay.undelivered() == []
+
+
+def test_marker_that_says_nothing_of_deliveries_is_one_of_two_trips() -> None:
+    replay = Replay()
+    replay.feed([_record(0, CLAIM, claim_value()), _outbox(1, 1, 1), _marker(2, 1, 1, None)])
+    assert replay.undelivered() == []
+
+
+async def test_outbox_on_the_changelog_is_what_was_to_be_sent() -> None:
+    log, outputs = Log(), Gate()
+    tables = await opened(log, Disk(), Calls(log, outputs))
+    outputs.allow(0)
+    tasks = begin(tables, put(tables, 0))
+    await turns()
+    replay = Replay()
+    replay.feed(log.topics[CHANGELOG])
+    assert [unpack_outbox(packed)[1] for packed in replay.undelivered()] == [
+        [OutRecord(OUTPUT, None, b"0", T0_MS, (), 0)]
+    ]
+    await end(tables, *tasks)
