@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.workflow.definition import Workflow
-from tests.helpers.cli import Answer, refused, said
+from tests.helpers.cli import ROOT, Answer, refused, said
 from tests.helpers.gateway import Node, node
 
 pytestmark = pytest.mark.broker
@@ -84,6 +84,12 @@ def test_what_is_applied_is_registered_listed_and_shown_so_that_it_can_be_applie
     listed = {one["id"]: one for one in ask(capsys, api, "list", "--json").json["items"]}
     assert (listed["first"]["version"], listed["first"]["versions"]) == (second, 2)
     assert "two" in ask(capsys, api, "list").out
+
+
+def test_the_examples_are_taken_whole(capsys: pytest.CaptureFixture[str], api: Node) -> None:
+    applied = ask(capsys, api, "apply", str(ROOT / "config" / "workflows"), "--json").json["items"]
+    assert {one["id"] for one in applied} == {path.stem for path in (ROOT / "config" / "workflows").glob("*.yaml")}
+    assert [one["warnings"] for one in applied] == [[]] * len(applied)
 
 
 def test_an_unknown_workflow_is_said_so(capsys: pytest.CaptureFixture[str], api: Node) -> None:
