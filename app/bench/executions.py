@@ -67,9 +67,9 @@ async def bench_executions(broker: BenchBroker, finished: int, say: Say, progres
     ours: dict[str, float] = {
         "coordinator_rss_mb": rss["coordinator rss_mb"],
         "api_rss_mb": rss["api-gateway rss_mb"],
-        "list_p95_ms": found["list"].p95,
-        "open_p95_ms": found["open"].p95,
-        "history_page_p95_ms": long["page"].p95,
+        "list_p95_ms": round(found["list"].p95, 3),
+        "open_p95_ms": round(found["open"].p95, 3),
+        "history_page_p95_ms": round(long["page"].p95, 3),
         "long_over_short_per_event": long["over_short"],
     }
     figures = {
