@@ -201,6 +201,8 @@ def _attempt_timers(task: str, item: int | None, attempt: int, at: int, node: No
 def _settled(task: str, item: int | None, attempt: int, node: Node) -> Sequence[Effect]:
     """The timers of an attempt that is over."""
     made: list[Effect] = []
+    if attempt > 1:  # a resume may have begun it before its timer fell due, and it may have ended at once
+        made.append(ClearTimer(timer_name("retry", task, item, attempt - 1)))
     if node.timeout_ms is not None:
         made.append(ClearTimer(timer_name("timeout", task, item, attempt)))
     if node.heartbeat_ms is not None and not node.is_control:

@@ -388,3 +388,15 @@ def test_retried_sub_workflow_is_another_execution() -> None:
     owner.tell(RetryExecution(execution_id=ID, command_id="again"))
     started = [event.child_id for event in owner.history if isinstance(event, ChildStarted)]
     assert started == [f"{ID}.sub", f"{ID}.sub.2"]
+
+
+def test_approval_tried_again_by_a_resume_and_answered_at_once_leaves_no_timer() -> None:
+    retry = Retry(attempts=2, backoff_s=0)
+    owner = begun(task("ok", type="approval", params={"timeout_s": 3}, retry=retry), task("a"))
+    fire(owner, "approval/ok")
+    owner.tell(Pause(execution_id=ID, command_id="p"))
+    signal(owner, "ok", 1)
+    owner.tell(Resume(execution_id=ID, command_id="r"))
+    assert owner.timers == {}
+    report(owner, "a", 2)
+    assert end(owner).result == {"ok": 1, "a": 2}
