@@ -1,8 +1,9 @@
 """A process under test that applies the summing model's inputs to tables, and stops where it is told.
 
-`python -m tests.helpers.table_worker BOOTSTRAP FOLDER CHANGELOG OUTPUT INPUTS PAUSE_AFTER STAGE`: after
+`python -m tests.helpers.table_worker BOOTSTRAP FOLDER CHANGELOG OUTPUT INPUTS PAUSE_AFTER STAGE [TRIPS]`: after
 PAUSE_AFTER inputs it stops at STAGE of the next transaction (write, outputs, marker), says `paused` and waits
-to be killed. STAGE `none` goes on to INPUTS and says `done`.
+to be killed. STAGE `none` goes on to INPUTS and says `done`. TRIPS 1: it settles in one trip; the stage
+`undelivered` then stops when the changelog has all of the transaction and its outputs are nowhere.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from app.adapters.producer import BatchProducer, ProducerLimits
 from app.adapters.rocks import RocksFolder, RocksLimits
 from app.ports import OutRecord
 from tables.changelog import MARKER
-from tables.partition import TablePartition
+from tables.partition import SingleTrip, TablePartition
 from tables.restore import Place, Restored, open_partition
 from tests.helpers.tables import INPUT, apply_inputs
 
@@ -30,6 +31,10 @@ class PausingProducer(BatchProducer):
 
     async def publish(self, records: Sequence[OutRecord]) -> None:
         marks = any(record.key == MARKER for record in records)
+        if self.stage == "undelivered" and marks:
+            changelog = next(record.topic for record in records if record.key == MARKER)
+            await super().publish([record for record in records if record.topic == changelog])
+            await paused()
         if (self.stage == "outputs" and not marks) or (self.stage == "marker" and marks):
             await paused()
         await super().publish(records)
@@ -47,11 +52,17 @@ def now_ms() -> int:
 
 
 async def opened(
-    bootstrap: str, folder: Path, changelog: str, producer: BatchProducer, limits: RocksLimits | None = None
+    bootstrap: str,
+    folder: Path,
+    changelog: str,
+    producer: BatchProducer,
+    limits: RocksLimits | None = None,
+    single_trip: SingleTrip | None = None,
 ) -> tuple[TablePartition, Restored]:
     place = Place(folder, changelog, 0)
     reader = KafkaChangelogReader(bootstrap)
-    return await open_partition(place, RocksFolder(limits or RocksLimits()), reader, producer, lambda: True, now_ms)
+    rocks = RocksFolder(limits or RocksLimits())
+    return await open_partition(place, rocks, reader, producer, lambda: True, now_ms, single_trip=single_trip)
 
 
 async def apply(tables: TablePartition, output: str, upto: int) -> None:
@@ -64,9 +75,12 @@ async def apply(tables: TablePartition, output: str, upto: int) -> None:
         await tables.settle(written, timestamp_ms=now_ms())
 
 
-async def work(bootstrap: str, folder: str, changelog: str, output: str, inputs: str, after: str, stage: str) -> None:
+async def work(
+    bootstrap: str, folder: str, changelog: str, output: str, inputs: str, after: str, stage: str, trips: str = "2"
+) -> None:
+    single_trip = SingleTrip() if trips == "1" else None
     async with PausingProducer(ProducerLimits(bootstrap)) as producer:
-        tables, _ = await opened(bootstrap, Path(folder), changelog, producer)
+        tables, _ = await opened(bootstrap, Path(folder), changelog, producer, single_trip=single_trip)
         await apply(tables, output, int(after))
         producer.stage = stage
         await apply(tables, output, int(inputs))
