@@ -163,12 +163,23 @@ class Engine:
             return None
         clock = self._node.clock
         is_local = wanted.queue == LOCAL_QUEUE and self._node.terms().local_tasks
-        order = order_for(live.state, live.graph, wanted.dispatch, clock.now_ms())
+        try:
+            order = order_for(live.state, live.graph, wanted.dispatch, clock.now_ms())
+        except Exception as error:  # noqa: BLE001 - one execution must not stop a partition for ever
+            self._cannot_order(live, wanted.dispatch, error)
+            return None
         if is_local and (order.timeout_s is not None or order.heartbeat_s is not None):
             place = (order.execution_id, order.task, order.item)
             now_s = clock.monotonic_s()
             self._watch.begin(place, order.attempt, order.token, order.timeout_s, order.heartbeat_s, now_s)
         return order
+
+    def _cannot_order(self, live: Live, dispatch: Dispatch, error: Exception) -> None:
+        """The core met a bug: the attempt fails with that."""
+        self._turns.say_broken(live, error)
+        failure = TaskError(type="Engine", message=f"the order could not be made: {error}", retryable=False)
+        task, item, attempt, token = dispatch
+        self.hear(Report(execution_id=live.id, task=task, item=item, attempt=attempt, token=token, error=failure))
 
     def hear(self, report: Report | Heartbeat) -> None:
         """From an executor of this process."""
@@ -310,7 +321,9 @@ class Engine:
         live = self._store.get(command.execution_id)
         if live is None and isinstance(command, RetryExecution):
             live = self._store.read_ended(command.execution_id)
-        if live is not None:
+        if live is not None and isinstance(command, RetryExecution) and (why := _cannot_retry(live)) is not None:
+            self._refuse(taken, "cannot_retry", why)
+        elif live is not None:
             self._turns.decide(live, command)
         elif isinstance(command, ASKED_BY_PEOPLE) and self._store.ended(command.execution_id) is None:
             self._refuse(taken, "unknown_execution", f"There is no execution {command.execution_id!r}.")
@@ -385,3 +398,15 @@ class Engine:
             if isinstance(effect, Dispatch):
                 queue = graph.nodes[effect.task].task.queue
                 self._node.tasks.offer(self, Wanted(live.id, state.workflow, state.priority, queue, effect, 0))
+
+
+def _cannot_retry(live: Live) -> str | None:
+    """Why an execution that never could be cannot be tried again either."""
+    state = live.state
+    if state is None or not state.is_over or state.tasks:
+        return None
+    if live.graph is None:
+        return f"The definition of {state.execution_id!r} is not registered."
+    if state.error is not None and state.error.type == "PayloadTooLarge":
+        return f"The input of {state.execution_id!r} was refused: start it anew with a smaller one."
+    return None

@@ -1,6 +1,9 @@
 """What one batch of a partition's engine changes and does: rows, records, and what begins once it is durable."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from prometheus_client import Histogram
 
 from agents.engine_terms import Wanted
 from app import metrics
@@ -13,13 +16,16 @@ from tables.partition import Changes
 class Batch(Changes):
     """`dispatches` begin and `cancels` (execution, task, item) are called back once the rest is durable.
 
-    `tasks` counts attempts by (type, status), `ended` executions by (workflow, status).
+    `tasks` counts attempts by (type, status), `ended` executions by (workflow, status); `attempts` (type) and
+    `durations` (workflow) say how long they took, in seconds.
     """
 
     dispatches: list[Wanted] = field(default_factory=list)
     cancels: list[tuple[str, str | None, int | None]] = field(default_factory=list)
     tasks: dict[tuple[str, str], int] = field(default_factory=dict)
     ended: dict[tuple[str, str], int] = field(default_factory=dict)
+    attempts: list[tuple[str, float]] = field(default_factory=list)
+    durations: list[tuple[str, float]] = field(default_factory=list)
     retries: int = 0
     fresh_timers: set[bytes] = field(default_factory=set)
 
@@ -42,18 +48,19 @@ class Batch(Changes):
         else:
             self.rows[timer] = None
 
-    def count(self, event: Event, graph: Graph) -> None:
-        """An attempt ended."""
-        if not isinstance(event, TaskSucceeded | TaskFailed):
-            return
-        kind = graph.nodes[event.task].task.type
-        failed = isinstance(event, TaskFailed)
-        place = (kind, "failed" if failed else "succeeded")
-        self.tasks[place] = self.tasks.get(place, 0) + 1
-        if isinstance(event, TaskFailed) and event.retry_at is not None:
-            self.retries += 1
-        if event.worker:
-            metrics.WORKFLOW_TASK_DURATION.labels(kind).observe(event.duration_ms / 1000)
+    def count(self, events: Sequence[Event], graph: Graph) -> None:
+        """Attempts that ended."""
+        for event in events:
+            cls = event.__class__
+            if cls is TaskSucceeded or cls is TaskFailed:
+                assert isinstance(event, TaskSucceeded | TaskFailed), "one of the two"
+                kind = graph.nodes[event.task].task.type
+                place = (kind, "succeeded" if cls is TaskSucceeded else "failed")
+                self.tasks[place] = self.tasks.get(place, 0) + 1
+                if isinstance(event, TaskFailed) and event.retry_at is not None:
+                    self.retries += 1
+                if event.worker:
+                    self.attempts.append((kind, event.duration_ms / 1000))
 
     def export(self) -> None:
         """Add the counts to the metrics."""
@@ -63,3 +70,15 @@ class Batch(Changes):
             metrics.WORKFLOW_EXECUTIONS.labels(workflow, status).inc(count)
         if self.retries:
             metrics.WORKFLOW_RETRIES.inc(self.retries)
+        _observe(metrics.WORKFLOW_TASK_DURATION, self.attempts)
+        _observe(metrics.WORKFLOW_EXECUTION_DURATION, self.durations)
+
+
+def _observe(histogram: Histogram, observed: Sequence[tuple[str, float]]) -> None:
+    """Observations by label; the label is looked up once for many."""
+    of: dict[str, Histogram] = {}
+    for label, seconds in observed:
+        child = of.get(label)
+        if child is None:
+            child = of[label] = histogram.labels(label)
+        child.observe(seconds)

@@ -13,7 +13,6 @@ from agents.engine_gate import Gate
 from agents.engine_outside import Outside
 from agents.engine_store import Executions, Live
 from agents.engine_terms import Node, Wanted
-from app import metrics
 from app.domain.workflow.commands import Admit, Cancel, Command, RetryExecution, Start, TaskError
 from app.domain.workflow.decide import advance
 from app.domain.workflow.effects import (
@@ -166,8 +165,7 @@ class Turns:
     ) -> None:
         self._store.touch(live, events, self._node.clock.monotonic_s())
         if graph is not None:
-            for event in events:
-                self.batch.count(event, graph)
+            self.batch.count(events, graph)
         asked_ms = state.asked_at if isinstance(events[0], ExecutionStarted) else 0
         for effect in made:
             if isinstance(effect, Dispatch):
@@ -204,7 +202,7 @@ class Turns:
         batch = self.batch
         place = (state.workflow, ended.status)
         batch.ended[place] = batch.ended.get(place, 0) + 1
-        metrics.WORKFLOW_EXECUTION_DURATION.labels(state.workflow).observe((state.at - state.started_at) / 1000)
+        batch.durations.append((state.workflow, (state.at - state.started_at) / 1000))
         batch.outputs += self._outside.told(state, ended, self.now_ms)
         self._gate.release(live.id)
         for name in list(live.timers):
@@ -250,7 +248,7 @@ class Turns:
 
     def _break_off(self, live: Live, command: Command, error: Exception) -> None:
         """The core met a bug: this execution fails with that, the partition goes on."""
-        self._say_broken(live, error)
+        self.say_broken(live, error)
         self._store.reload(live, live.events)
         failure = TaskError(type="Engine", message=f"{command.type} could not be decided: {error}", retryable=False)
         if live.state is None:
@@ -263,7 +261,7 @@ class Turns:
 
     def unwritable(self, live: Live, error: Exception) -> None:
         """The events of this batch hold a value that is no JSON: they are dropped, and the execution fails."""
-        self._say_broken(live, error)
+        self.say_broken(live, error)
         state = live.state
         assert state is not None, "what is written has a state"
         live.events.clear()
@@ -284,13 +282,15 @@ class Turns:
         self.active -= 1
         self.stillborn(start, failure)
 
-    def _say_broken(self, live: Live, error: Exception) -> None:
+    def say_broken(self, live: Live, error: Exception) -> None:
+        """Log a bug with the names of the execution that met it."""
+        names = {"execution_id": live.id} if live.state is None else _names(live.state)
         log.error(
             "execution %s cannot go on: %r",
             live.id,
             error,
             exc_info=error,
-            extra={"action": "execution_broken", "execution_id": live.id},
+            extra={"action": "execution_broken", **names},
         )
 
     def _end_by_hand(self, live: Live, state: Execution, events: list[Event], error: TaskError) -> None:

@@ -323,3 +323,36 @@ async def test_entities_start_executions_and_are_told_of_their_ends_across_takeo
     assert world.rows(b"t") == world.rows(b"u") == []
     letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
     assert [letter["detail"] for letter in letters] == ["What is that?"]
+
+
+# ---- what cannot be ----
+
+
+async def test_what_never_could_begin_is_tried_again_only_once_it_can() -> None:
+    world = await opened()
+    world.tell(started("newest", "one"), RetryExecution(execution_id="one", command_id="r1"))
+    await world.drain(forward_ms=500)
+    assert world.state("one").status == "failed"  # type: ignore[union-attr]
+    letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
+    assert [letter.get("reason") for letter in letters if letter["kind"] == "command"] == ["cannot_retry"]
+    world.definitions.late.append(workflow("newest", task("a")))
+    await world.definitions.caught_up()
+    world.tell(RetryExecution(execution_id="one", command_id="r2"))
+    await world.drain(forward_ms=500)
+    assert world.state("one").status == "succeeded"  # type: ignore[union-attr]
+
+
+async def test_a_bug_while_an_order_is_made_fails_its_task_and_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    world = await opened(LINE)
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.engine.order_for", broken)
+        world.tell(started("line", "bad"))
+        await world.drain(forward_ms=500)
+    (good,) = await run(world, started("line", "good"))
+    bad = world.state("bad")
+    assert bad is not None
+    assert bad.error is not None
+    assert (bad.status, bad.error.type, good.status) == ("failed", "Engine", "succeeded")
