@@ -67,7 +67,7 @@ class ExecutionFeed:
         self._watched: set[str] = set()
         self._asked: dict[int, Mapping[TopicPartition, int]] = {}
         self._looking: set[int] = set()
-        self._consumer: Any = None
+        self._asker: Any = None
         self._partitions = 0
         self._connected = False
         self._caught_up = False
@@ -91,10 +91,10 @@ class ExecutionFeed:
     async def _find_ends(self, number: int, execution_id: str) -> None:
         """Note how far the partitions of an execution must be read; without a broker nobody is answered."""
         try:
-            if self._consumer is not None and self._connected:
+            if self._asker is not None and self._connected:
                 partition = partition_of(execution_id, self._partitions)
                 wanted = [TopicPartition(topic, partition) for topic in (self._commands, self._events)]
-                self._asked[number] = await self._consumer.end_offsets(wanted)
+                self._asked[number] = await self._asker.end_offsets(wanted)
                 self._answer()
         except _FAILURES as error:
             log.debug("the ends of an execution's partitions are not known: %s", error)
@@ -170,7 +170,28 @@ class ExecutionFeed:
     async def _feed(self) -> None:
         """Read until the topics have grown."""
         partitions = await self._describe()
-        consumer = AIOKafkaConsumer(
+        # Of its own: a broker answers a connection in order, and a fetch that waits for records holds it.
+        consumer, asker = self._client(), self._client()
+        try:
+            await consumer.start()
+            await asker.start()
+            await self._assign(consumer, partitions)
+            self._asker, self._connected = asker, True
+            log.info("the index of executions reads", extra={"action": "read_model_reads", "lag": self._state()["lag"]})
+            looked_s = time.monotonic()
+            while True:
+                await self._poll(consumer)
+                if time.monotonic() - looked_s > self._kafka.metadata_max_age_ms / 1000:
+                    looked_s = time.monotonic()
+                    if await self._describe() != partitions:
+                        return
+        finally:
+            self._connected, self._asker = False, None
+            self._asked.clear()
+            await asyncio.gather(consumer.stop(), asker.stop())
+
+    def _client(self) -> Any:
+        return AIOKafkaConsumer(
             bootstrap_servers=self._bootstrap,
             client_id=f"{self._kafka.client_id}-executions",
             group_id=None,
@@ -183,22 +204,6 @@ class ExecutionFeed:
             metadata_max_age_ms=self._kafka.metadata_max_age_ms,
             **security_options(self._kafka),
         )
-        try:
-            await consumer.start()
-            await self._assign(consumer, partitions)
-            self._consumer, self._connected = consumer, True
-            log.info("the index of executions reads", extra={"action": "read_model_reads", "lag": self._state()["lag"]})
-            looked_s = time.monotonic()
-            while True:
-                await self._poll(consumer)
-                if time.monotonic() - looked_s > self._kafka.metadata_max_age_ms / 1000:
-                    looked_s = time.monotonic()
-                    if await self._describe() != partitions:
-                        return
-        finally:
-            self._connected, self._consumer = False, None
-            self._asked.clear()
-            await consumer.stop()
 
     async def _describe(self) -> list[TopicPartition]:
         states = await describe_topics(self._bootstrap, (self._commands, self._events), self._kafka)
