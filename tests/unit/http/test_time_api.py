@@ -1,99 +1,12 @@
 """Laws of schedules and backfills over HTTP, with their owner behind it and no broker between."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import msgspec
 import pytest
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.types import ASGIApp
 
-from app.http import problems
-from app.http.backfills import backfills_router
 from app.http.entity_schemas import BackfillView, ScheduleView
-from app.http.gateway import on_invalid_request
-from app.http.schedules import schedules_router
-from app.http.start import Starter
-from app.http.workflow_access import Access
-from app.ports import OutRecord
-from config.http import HttpSettings, StartsSettings
-from tests.helpers.workflow_api import NOW_MS, PARTITIONS, Catalogue, Commands, InputField, client
-from tests.helpers.workflow_time import World, a_workflow
+from tests.helpers.time_api import Api
 
 NIGHTLY = {"workflow": "press-overheat", "cron": "0 3 * * *", "timezone": "Europe/Berlin"}
 NOVEMBER = {"id": "november", **NIGHTLY, "from": "2025-11-01T00:00:00Z", "to": "2025-11-30T23:59:59Z"}
-
-
-class Known(Catalogue):
-    """Definitions with the summaries that the owner wrote."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(a_workflow())
-        self.ready = True
-        self._world = world
-
-    def entities(self, kind: str) -> Mapping[str, Mapping[str, Any]]:
-        prefix = f"{kind}:"
-        return _Named(self._world.summaries, prefix)
-
-
-class _Named(Mapping[str, Mapping[str, Any]]):
-    """A view that follows the owner, as the feed's own does."""
-
-    def __init__(self, summaries: dict[str, dict[str, Any] | None], prefix: str) -> None:
-        self._summaries, self._prefix = summaries, prefix
-
-    def __getitem__(self, name: str) -> Mapping[str, Any]:
-        found = self._summaries[self._prefix + name]
-        if found is None:
-            raise KeyError(name)
-        return found
-
-    def __iter__(self) -> Any:
-        return (
-            key.removeprefix(self._prefix)
-            for key, value in self._summaries.items()
-            if key.startswith(self._prefix) and value is not None
-        )
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-class Owned(Commands):
-    """A publisher whose commands the owner obeys at once."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self._world = world
-
-    async def publish(self, records: Sequence[OutRecord]) -> None:
-        await super().publish(records)
-        for record in records:
-            self._world.tell(msgspec.json.decode(record.value or b""))
-
-
-class Api:
-    def __init__(self) -> None:
-        self.world = World(a_workflow(), now_ms=NOW_MS, partitions=PARTITIONS)
-        self.known = Known(self.world)
-        self.sent = Owned(self.world)
-        settings = HttpSettings(starts=StartsSettings(definitions_wait_ms=20))
-        starter = Starter(settings.starts, 1000, lambda: NOW_MS, self.known, InputField(), self.sent)
-        access = Access(settings, starter, None)  # type: ignore[arg-type]
-        api = FastAPI()
-        api.include_router(schedules_router(access))
-        api.include_router(backfills_router(access))
-        problems.install(api)
-        api.add_exception_handler(RequestValidationError, on_invalid_request)
-        self.app: ASGIApp = api
-
-    async def ask(self, method: str, path: str, status: int = 202, **kwargs: Any) -> Any:
-        async with client(self.app) as asking:
-            answer = await asking.request(method, f"/api/v1/{path}", **kwargs)
-        assert answer.status_code == status, answer.text
-        return answer.json()
 
 
 @pytest.fixture
