@@ -5,7 +5,7 @@ import pytest
 
 from agents.engine_entities import EntityCommand, EntityOutcome, GetRow, TimerChange
 from app.domain.workflow.commands import Debounce, Heartbeat, Report, RetryExecution, Start
-from app.domain.workflow.definition import Concurrency, Rate, Retry
+from app.domain.workflow.definition import Concurrency, Rate, Retry, Task
 from app.domain.workflow.events import ExecutionStarted, TaskFailed
 from app.domain.workflow.state import Execution
 from app.ports import OutRecord
@@ -342,16 +342,28 @@ async def test_what_never_could_begin_is_tried_again_only_once_it_can() -> None:
     assert world.state("one").status == "succeeded"  # type: ignore[union-attr]
 
 
-async def test_a_bug_while_an_order_is_made_fails_its_task_and_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("a bug")
+class Trap(Task):
+    """A task whose parameters cannot be read once it is armed."""
 
-    world = await opened(LINE)
-    with monkeypatch.context() as patch:
-        patch.setattr("agents.engine.order_for", broken)
-        world.tell(started("line", "bad"))
-        await world.drain(forward_ms=500)
-    (good,) = await run(world, started("line", "good"))
+    armed = False
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "params" and Trap.armed:
+            raise RuntimeError("a bug")
+        return super().__getattribute__(name)
+
+
+async def test_a_bug_while_an_order_is_made_fails_its_task_and_stalls_nothing() -> None:
+    world = await opened(LINE, workflow("trap", Trap(name="a", type="echo")))
+    world.executor.slots = 0
+    world.tell(started("trap", "bad"))
+    await world.take(1)
+    world.executor.slots = 4
+    Trap.armed = True
+    try:
+        (good,) = await run(world, started("line", "good"))
+    finally:
+        Trap.armed = False
     bad = world.state("bad")
     assert bad is not None
     assert bad.error is not None
