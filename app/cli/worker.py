@@ -12,7 +12,9 @@ from app.errors import UserError
 
 
 def command(
-    roles: Annotated[str, typer.Option("--roles", metavar="ROLE[,ROLE…]", help="producer, worker, api-gateway.")],
+    roles: Annotated[
+        str, typer.Option("--roles", metavar="ROLE[,ROLE…]", help="producer, worker, coordinator, api-gateway.")
+    ],
     config: ConfigFile = None,
     flags: SetFlags = None,
 ) -> None:
