@@ -157,7 +157,7 @@ class Replay:
                 if tag.epoch >= self.claimed and tag >= self.marked:  # the same one may say more of deliveries
                     self._mark(tag, orjson.loads(value[TAG_BYTES:]), rows)
             elif key.startswith(OUTBOX):
-                if tag.epoch >= self.claimed and value is not None:
+                if value is not None:
                     self._outboxes[tag] = value[TAG_BYTES:]
             elif tag.epoch < self.claimed or tag <= self.marked:
                 # A zombie's, or a repeat of one of ours by a client that was replaced: it is the last of its key.
@@ -182,9 +182,7 @@ class Replay:
 
     def undelivered(self) -> list[bytes]:
         """The outboxes that count and may not have been sent, in order, once the whole log was fed."""
-        last = self.marked
-        counting = sorted(tag for tag in self._outboxes if tag.epoch == last.epoch and tag.number <= last.number)
-        return [self._outboxes[tag] for tag in counting]
+        return [self._outboxes[tag] for tag in sorted(self._outboxes) if tag <= self.marked]
 
     def _mark(self, tag: Tag, row: dict[str, Any], rows: dict[bytes, bytes | None]) -> None:
         self.marked = tag
