@@ -85,7 +85,9 @@ async def test_no_path_leaves_the_folder(run: Tasks, folder: Path, path: str) ->
 
 
 async def test_a_file_that_is_missing_or_broken_says_so(run: Tasks, folder: Path) -> None:
-    assert (await run.failure("source.file", path="no/such.json")).type == "FileMissing"
+    for path in ("no/such.json", "such.json"):
+        failed = await run.failure("source.file", path=path)
+        assert (failed.type, failed.detail) == ("FileMissing", {"path": path.replace("/such.json", "")})
     assert (await run.failure("source.file", path="no-suffix")).type == "InvalidParams"
     broken = {
         "b.json": b"{", "b.jsonl": b'{"a": 1}\n{\n', "b.parquet": b"PAR1", "b.csv": b"a,b\n1\n",

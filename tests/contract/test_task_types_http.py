@@ -167,6 +167,13 @@ async def test_a_header_that_is_none_is_refused(run: Tasks) -> None:
     assert failed.type in {"InvalidRequest", "HttpUnavailable"}
 
 
+async def test_a_cookie_of_one_task_is_not_sent_by_another(run: Tasks) -> None:
+    async with serving(Webhook(answers=[(200, {"set-cookie": "session=s3cret; Path=/"})])) as hook:
+        for _ in range(2):
+            await run.run("source.http", url=hook.url, method="POST", json=[])
+        assert all("cookie" not in request for request in hook.requests)
+
+
 # ---- sink.http
 
 

@@ -183,6 +183,34 @@ async def test_a_database_that_is_not_there_is_worth_another_attempt(tmp_path: P
     assert not (tmp_path / "missing").exists()
 
 
+@pytest.mark.parametrize("name", ["postgresql", "mariadb"])
+async def test_a_server_that_was_started_anew_costs_no_attempt(
+    request: pytest.FixtureRequest, name: str, tmp_path: Path
+) -> None:
+    server: DatabaseServer = request.getfixturevalue(f"{name}_server")
+    async with tasks(tmp_path) as run:
+        query: dict[str, Any] = {"url": server.url, "query": "select 1 as x"}
+        await asyncio.gather(*(run.run("source.sql", **query) for _ in range(3)))
+        await asyncio.to_thread(server.stop)
+        failed = await run.failure("source.sql", **query)
+        assert (failed.type, failed.retryable) == ("SqlUnavailable", True)
+        await asyncio.to_thread(server.start)
+        await answering(tmp_path, query)
+        assert await asyncio.gather(*(run.run("source.sql", **query) for _ in range(3))) == [[{"x": 1}]] * 3
+
+
+async def answering(folder: Path, query: dict[str, Any]) -> None:
+    """Return when a server that greets also answers."""
+    async with tasks(folder) as other, asyncio.timeout(60):
+        while True:
+            try:
+                await other.run("source.sql", **query)
+            except TaskFailed as failed:
+                assert failed.retryable
+            else:
+                return
+
+
 async def test_a_wrong_password_is_not_worth_another_attempt(
     postgresql_server: DatabaseServer, mariadb_server: DatabaseServer, tmp_path: Path
 ) -> None:

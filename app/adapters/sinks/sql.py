@@ -171,13 +171,18 @@ def with_driver(name: str, text: str) -> URL:
     return url.set(drivername=driver)
 
 
-def engine_of(url: URL, limits: SqlLimits, *, connections: int = 1, read_only: bool = False) -> AsyncEngine:
+def engine_of(
+    url: URL, limits: SqlLimits, *, connections: int = 1, read_only: bool = False, ask_first: bool = False
+) -> AsyncEngine:
     """Make the engine; a sink needs one connection, since it writes one batch at a time.
 
-    `read_only`: every statement that would write is refused by the database.
+    `read_only`: every statement that would write is refused by the database. `ask_first`: a connection that has died
+    is noticed before it is used, for one more round trip.
     """
     backend = url.get_backend_name()
     options: dict[str, Any] = {"hide_parameters": True, "pool_size": connections, "max_overflow": 0}
+    if ask_first and backend != "sqlite":
+        options["pool_pre_ping"] = True
     connect_s = limits.connect_timeout_s
     if backend == "sqlite":
         if read_only:

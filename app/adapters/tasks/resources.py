@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from dataclasses import replace
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,14 @@ class Resources:
         if engine is None:
             settings = self.settings
             limits = SqlLimits(settings.sql_connect_timeout_ms / 1000, settings.sql_statement_timeout_ms / 1000)
-            engine = engine_of(with_driver("", url), limits, connections=settings.sql_connections, read_only=read_only)
+            # A server that was started anew must not cost each pooled connection a failed attempt.
+            engine = engine_of(
+                with_driver("", url),
+                limits,
+                connections=settings.sql_connections,
+                read_only=read_only,
+                ask_first=True,
+            )
             self._engines[key] = engine
         self._engines.move_to_end(key)
         while len(self._engines) > self.settings.sql_databases:
@@ -81,6 +89,8 @@ class Resources:
                 transport=CheckedTransport(self.settings.allow_private_addresses, self.settings.http_connections),
                 timeout=httpx.Timeout(None, connect=self.settings.http_connect_timeout_ms / 1000),
                 follow_redirects=False,
+                # What a server gives one task it does not get back from another.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                 # A proxy from the environment would connect to addresses that nobody checked.
                 trust_env=False,
             )

@@ -33,20 +33,29 @@ def folder(root: Path, parts: tuple[str, ...], *, create: bool) -> Iterator[int]
     Raises `TaskFailed` of type `FileMissing`, `PathRefused` or `FileFailed`.
     """
     with refused("/".join(parts) or "."):
-        if create:
-            root.mkdir(parents=True, exist_ok=True)
-        # The root itself may be a link: it is the operator's.
-        handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for part in parts:
-                if create:
-                    _make(part, handle)
-                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
-                os.close(handle)
-                handle = inner
-            yield handle
-        finally:
+        handle = _open(root, parts, create)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _open(root: Path, parts: tuple[str, ...], create: bool) -> int:
+    if create:
+        root.mkdir(parents=True, exist_ok=True)
+    # The root itself may be a link: it is the operator's.
+    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts:
+            if create:
+                _make(part, handle)
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
             os.close(handle)
+            handle = inner
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The task type source.sql: the rows of a query on SQLite, PostgreSQL, MySQL or MariaDB."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
@@ -51,8 +52,20 @@ class SqlSource:
         timeout_s = min(params.timeout_s or limit_s, limit_s)
         with translated(timeout_s):
             engine = await call.shared.engine(params.url, read_only=True)
+            _look_for_file(params.url)
             async with engine.connect() as connection:
                 return await bounded(connection, _rows(connection, statement, params, budget), timeout_s)
+
+
+def _look_for_file(url: str) -> None:
+    """Raises FileNotFoundError for a SQLite file that is not there: the driver would start a thread to find out."""
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 - a vendor in need
+
+    found = make_url(url)
+    if found.get_backend_name() == "sqlite" and found.database and found.database != ":memory:":
+        file = Path(found.database).expanduser()
+        if not file.exists():
+            raise FileNotFoundError(f"there is no file {file}")
 
 
 async def _rows(

@@ -8,6 +8,7 @@ from textwrap import dedent
 import pytest
 
 from app.adapters.tasks.registry import BUILT_IN, GROUP, Registry
+from app.adapters.tasks.types.transform_python import _registered
 from app.errors import TaskFailed
 from tests.helpers.task_calls import tasks
 
@@ -45,6 +46,10 @@ PLUGIN = '''
         name = "acme.other"
 
 
+    def half(rows):
+        return [row / 2 for row in rows]
+
+
     class Idle:
         name = "acme.idle"
         params_model = Params
@@ -77,6 +82,14 @@ async def test_an_installed_plug_in_is_a_task_type_like_any_other(installed: Pat
         assert await run.run("acme.fahrenheit", celsius=100) == 212.0
         failed = await run.failure("acme.fahrenheit", celsius=-300)
         assert (failed.type, failed.retryable) == ("BelowZero", False)
+
+
+async def test_an_installed_function_is_called_by_its_name(installed: Path) -> None:
+    _registered.cache_clear()
+    async with tasks(installed) as run:
+        assert await run.run("transform.python", [4], function="half", mode="thread") == [2]
+        assert (await run.failure("transform.python", [4], function="quarter")).type == "FunctionRefused"
+    _registered.cache_clear()
 
 
 def test_a_broken_plug_in_is_named_and_takes_nobody_down(installed: Path) -> None:
