@@ -50,7 +50,7 @@ class StartsSettings(Section):
 
     batch_max: int = setting(1000, description="Most starts of one batch.", unit="records", ge=1, le=10_000)
     batch_body_limit_bytes: int = setting(
-        16 << 20, description="Largest body of a batch of starts.", unit="bytes", ge=1024, le=1 << 30
+        8 << 20, description="Largest body of a batch of starts.", unit="bytes", ge=1024, le=1 << 30
     )
     in_flight_max: int = setting(
         20_000,

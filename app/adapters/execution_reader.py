@@ -22,7 +22,7 @@ _ROW: Final = (
     " e.failures, e.task, e.error"
 )
 _FROM: Final = "FROM executions e JOIN workflows w ON w.n = e.workflow"
-_LOADED: Final = "input", "result"
+_PAGE_BYTES: Final = 4 << 20  # a result may have half a megabyte
 
 
 class Row(NamedTuple):
@@ -72,7 +72,7 @@ class Row(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Some events of a history as JSON, in order; `next_seq` None when these are the last known."""
+    """Some events of a history as JSON, in order, some megabytes at most; `more`: these are not the last known."""
 
     events: list[bytes]
     last_seq: int
@@ -242,14 +242,15 @@ def _bodies(db: sqlite3.Connection, row: Row, after_seq: int = -1) -> Iterator[b
 
 def _history(db: sqlite3.Connection, row: Row, after_seq: int, limit: int) -> Page:
     events: list[bytes] = []
-    last = after_seq
+    last, size = after_seq, 0
     for body in _bodies(db, row, after_seq):
         for seq, raw in events_of(body):
             if seq <= after_seq:
                 continue
-            if len(events) == limit:
+            if len(events) == limit or size > _PAGE_BYTES:
                 return Page(events, last, more=True)
             events.append(bytes(raw))
+            size += len(events[-1])
             last = seq
     return Page(events, last, more=False)
 

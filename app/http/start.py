@@ -84,11 +84,13 @@ class Starter:
     expressions: Expressions | None = None
     publisher: CommandPublisher | None = None
     in_flight: int = 0
+    _complete: bool = False
     _repeats: OrderedDict[str, Accepted] = field(default_factory=OrderedDict)
 
     async def workflow(self, workflow: str, version: str | None) -> Workflow:
         """The definition that a start means. Raises `Refused` 404 only when everything was read, else 503."""
-        found = self._find(workflow, version)
+        # While the topic is first read, `latest` may still be one that was replaced long ago.
+        found = self._find(workflow, version) if self._complete else None
         if found is None:
             await self._catch_up()
             found = self._find(workflow, version)
@@ -109,6 +111,7 @@ class Starter:
                 if self.definitions is None:
                     raise TimeoutError
                 await self.definitions.caught_up()
+                self._complete = True
         except TimeoutError as error:
             raise Refused(503, "The definitions have not all been read yet.", retry_after_s=1) from error
 

@@ -38,6 +38,7 @@ BATCH: Final = "/api/v1/workflows/{workflow_id}/execute:batch"
 _PREFIXES: Final = ("/api/v1/workflows/", "/workflows/")
 _OPTIONS: Final = frozenset({"version", "wait", "priority", "key", "raw"})
 _TRACEPARENT_CHARS: Final = 55
+_TURN: Final = 100  # starts of a batch made ready without a breath: 2 ms
 _BODY_SLACK_BYTES: Final = 4096  # what an envelope may add to the input
 
 
@@ -167,6 +168,8 @@ class StartRoutes:
         sent: list[tuple[Asked, Accepted]] = []
         records: list[OutRecord] = []
         for index, item in enumerate(items):
+            if index % _TURN == _TURN - 1:
+                await asyncio.sleep(0)
             try:
                 asked = read_item(item)
                 version = asked.version or requested.options.get("version")

@@ -228,6 +228,17 @@ def test_a_long_history_is_read_in_pages(index: Index) -> None:
     assert index.reader.history("unknown", -1, 10) is None
 
 
+def test_a_page_of_large_events_is_bounded_by_its_size(index: Index) -> None:
+    large = "x" * (1 << 20)
+    index.take(run("a", started(), *(succeeded(seq, result=large) for seq in range(1, 12))))
+    page = index.reader.history("a", -1, 1000)
+    assert page is not None
+    assert (len(page.events), page.more) == (5, True)
+    rest = index.reader.history("a", page.last_seq, 1000)
+    assert rest is not None
+    assert json.loads(rest.events[0])["seq"] == page.last_seq + 1
+
+
 def test_lists_are_newest_first_and_walked_without_gap_or_repeat(index: Index) -> None:
     rng = random.Random(7)
     expected: list[tuple[int, str, str, str, str]] = []

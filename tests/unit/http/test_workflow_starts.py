@@ -187,6 +187,11 @@ async def test_an_unknown_workflow_is_404_only_when_all_are_known():
     assert answer.headers["retry-after"] == "1"
 
 
+async def test_a_version_that_was_replaced_is_not_started_while_the_definitions_are_read():
+    reading = Api(definitions=Catalogue(workflow(), late=[workflow(version="v2")]))
+    assert (await reading.post(EXECUTE)).json()["version"] == "v2"
+
+
 async def test_a_workflow_without_an_http_trigger_is_not_started():
     _is_problem(await Api(definitions=Catalogue(workflow(http=False))).post(EXECUTE), 403)
 
