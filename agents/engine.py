@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 SLOW_COMMANDS: Final = 50
 SLOW_S: Final = 0.05
 TIMERS_AT_ONCE: Final = 500
+RECOVERED_AT_ONCE: Final = 500
 PASSIVATE_S: Final = 1.0
 ASKED_BY_PEOPLE = Cancel | Pause | Resume | Signal | RetryExecution
 
@@ -83,6 +84,7 @@ class Engine:
         self._passivate_s = node.clock.monotonic_s() + PASSIVATE_S
         self._active_shown = -1
         self._is_new = True
+        self._in_hand: deque[tuple[str, int]] = deque()
         self._recover(now_ms)
 
     # ---- agents.stage.LiveLogic ----
@@ -128,7 +130,7 @@ class Engine:
 
     def tick_in_s(self) -> float:
         """0 when something waits, else until the next timer."""
-        if self._inbox or self._is_new:
+        if self._inbox or self._in_hand or self._is_new:
             return 0.0
         clock = self._node.clock
         wall_ms = min(self._timers.next_ms(), self._sweep.next_ms, self._gate.next_ms())
@@ -215,6 +217,8 @@ class Engine:
 
     def _begin(self, now_ms: int) -> None:
         self._is_new = False
+        if self._in_hand:
+            self._order_some()
         self._turns.batch = Batch()
         was_ms, self._turns.now_ms = self._turns.now_ms, now_ms
         if now_ms < was_ms - CLOCK_BACK_MS:
@@ -357,29 +361,32 @@ class Engine:
     # ---- takeover ----
 
     def _recover(self, now_ms: int) -> None:
-        """(4)"""
-        in_hand: list[str] = []
+        """(4), its first half: what a scan of the headers tells."""
         for execution_id, header in self._store.headers():
             self._turns.active += 1
             self._turns.arrive(header.arrival)
             self._restore_place(execution_id, header)
             if header.active:
-                in_hand.append(execution_id)
+                self._in_hand.append((execution_id, header.next_seq))
         begins = self._tables.range(BEGINS, bytes((BEGINS[0] + 1,)))
         self._gate.rebuild(begins, self._policy_of, now_ms)
-        for execution_id in in_hand:
-            live = self._store.get(execution_id)
-            if live is not None:
-                self._order_anew(live)
-            self._store.trim(self._node.terms())
+        self._turns.now_ms = now_ms
         log.info(
             "engine of partition %d: %d live executions, %d with work in hand",
             self.partition,
             self._turns.active,
-            len(in_hand),
+            len(self._in_hand),
             extra={"action": "engine_recovered"},
         )
-        self._turns.now_ms = now_ms
+
+    def _order_some(self) -> None:
+        """(4), its second half: so many at a time that the loop, and the lease, live on."""
+        for _ in range(min(len(self._in_hand), RECOVERED_AT_ONCE)):
+            execution_id, next_seq = self._in_hand.popleft()
+            live = self._store.get(execution_id)
+            if live is not None:
+                self._order_anew(live, next_seq)
+        self._store.trim(self._node.terms())
 
     def _restore_place(self, execution_id: str, header: Header) -> None:
         graph = self._node.graphs.get(header.workflow, header.version)
@@ -390,12 +397,13 @@ class Engine:
         graph = self._node.graphs.get(workflow, "")
         return None if graph is None else policy_of(graph.workflow)
 
-    def _order_anew(self, live: Live) -> None:
+    def _order_anew(self, live: Live, next_seq: int) -> None:
+        """Order what was begun before event `next_seq`; what was begun since is ordered when it is durable."""
         state, graph = live.state, live.graph
         if state is None or graph is None:
             return
         for effect in outstanding(state, graph):
-            if isinstance(effect, Dispatch):
+            if isinstance(effect, Dispatch) and effect.token < next_seq:
                 queue = graph.nodes[effect.task].task.queue
                 self._node.tasks.offer(self, Wanted(live.id, state.workflow, state.priority, queue, effect, 0))
 
