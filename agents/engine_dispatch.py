@@ -12,20 +12,40 @@ what a worker has been doing for hours; that both may run is what the idempotenc
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 from agents.engine_terms import LOCAL_QUEUE, Owner, Terms, Wanted
 from app import metrics
-from app.domain.workflow.commands import Heartbeat, Report
+from app.domain.workflow.commands import Heartbeat, Report, TaskError
 from app.domain.workflow.fair_queue import FairQueue
+from app.domain.workflow.orders import TaskOrder
+from app.errors import PublishFailed
 from app.ports import Clock, OutRecord, Publisher, Reported, TaskExecutor
 from app.workflow_wire import encode_order
 from config.topics import workflow_tasks
 
 LOOK_AGAIN_S: Final = 0.1
 PASSED_OVER: Final = 64
+# What the publisher says of an order that no trying again makes sendable.
+UNKNOWN_TOPIC: Final = "unknown_topic"
+TOO_LARGE: Final = "record_too_large"
 _Running = tuple[str, str, int | None]
 _Waiting = tuple[str, int]
+
+
+class OrderPublisher(Publisher, Protocol):
+    """A publisher that tells whether a topic is there (`app.adapters.producer` fits)."""
+
+    async def partitions(self, topic: str) -> int:
+        """Raises `PublishFailed` when there is no such topic; takes its time, and holds up no `publish`."""
+
+
+class _Order(NamedTuple):
+    """An order on its way to a topic, and whom to tell when it cannot go there."""
+
+    record: OutRecord
+    owner: Owner
+    order: TaskOrder
 
 
 class Dispatcher:
@@ -34,7 +54,7 @@ class Dispatcher:
     def __init__(
         self,
         executor: TaskExecutor | None,
-        publisher: Publisher,
+        publisher: OrderPublisher,
         clock: Clock,
         terms: Callable[[], Terms],
         fail: Callable[[BaseException], None],
@@ -48,7 +68,8 @@ class Dispatcher:
         self._line: FairQueue[_Waiting, tuple[Owner, Wanted]] = FairQueue()
         self._running: dict[_Running, Owner] = {}
         self._owners: dict[Owner, Reported] = {}
-        self._sending: list[OutRecord] = []
+        self._sending: dict[str, list[_Order]] = {}
+        self._topics: set[str] = set()  # known to be there
         self._sends: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._later: asyncio.TimerHandle | None = None
@@ -174,16 +195,67 @@ class Dispatcher:
         topic = workflow_tasks(order.queue).name
         headers = (("traceparent", order.traceparent.encode()),) if order.traceparent else ()
         key = order.execution_id.encode()
-        self._sending.append(OutRecord(topic, key, encode_order(order), self._clock.now_ms(), headers))
+        record = OutRecord(topic, key, encode_order(order), self._clock.now_ms(), headers)
         self._began(wanted)
-        if len(self._sending) == 1:
-            task = asyncio.create_task(self._flush(), name="workflow tasks")
-            self._sends.add(task)
-            task.add_done_callback(self._sent)
+        sending = self._sending.get(topic)
+        if sending is not None:
+            sending.append(_Order(record, owner, order))
+            return
+        self._sending[topic] = [_Order(record, owner, order)]
+        task = asyncio.create_task(self._flush(topic), name="workflow tasks")
+        self._sends.add(task)
+        task.add_done_callback(self._sent)
 
-    async def _flush(self) -> None:
-        records, self._sending = self._sending, []
-        await self._publisher.publish(records)
+    async def _flush(self, topic: str) -> None:
+        """Send what one turn of the loop has gathered for a topic; what cannot go there is a failed attempt."""
+        try:
+            if topic not in self._topics:
+                await self._publisher.partitions(topic)
+                self._topics.add(topic)
+        except PublishFailed as error:
+            for one in self._sending.pop(topic):
+                self._refused(one, error)
+            return
+        sending = self._sending.pop(topic)
+        try:
+            await self._publisher.publish([one.record for one in sending])
+        except PublishFailed:
+            # Which one it was is found by sending each alone; those that were taken come twice, which is allowed.
+            for one in sending:
+                await self._send_alone(one)
+
+    async def _send_alone(self, one: _Order) -> None:
+        try:
+            await self._publisher.publish([one.record])
+        except PublishFailed as error:
+            self._refused(one, error)
+
+    def _refused(self, one: _Order, error: PublishFailed) -> None:
+        """Tell the engine of an order that can never be sent; raises what concerns more than this order."""
+        order = one.order
+        if error.reason == UNKNOWN_TOPIC:
+            self._topics.discard(one.record.topic)
+            message = f"there is no task queue {order.queue!r}: no worker has it in tasks.queues"
+            failure = TaskError(type="UnknownQueue", message=message)
+        elif error.reason == TOO_LARGE:
+            size = len(one.record.value or b"")
+            message = f"the order has {size} bytes with the input and results that it needs, too many for a record"
+            failure = TaskError(type="OrderTooLarge", message=message, retryable=False, detail={"bytes": size})
+        else:
+            raise error
+        if not one.owner.closed:
+            now_ms = self._clock.now_ms()
+            one.owner.hear(
+                Report(
+                    execution_id=order.execution_id,
+                    task=order.task,
+                    item=order.item,
+                    attempt=order.attempt,
+                    token=order.token,
+                    error=failure,
+                    started_ms=now_ms,
+                )
+            )
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sends.discard(task)

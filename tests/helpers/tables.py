@@ -107,6 +107,9 @@ class LogPublisher:
             topics.setdefault(record.topic, []).append(record)
         await asyncio.gather(*(self._append(topic, some) for topic, some in topics.items()))
 
+    async def partitions(self, topic: str) -> int:
+        return 1
+
     async def _append(self, turn: str, records: Sequence[OutRecord]) -> None:
         async with self._turns[turn]:
             gate = self.gate if turn in {"", CHANGELOG} else self.output_gate
