@@ -251,6 +251,9 @@ class _Compiler:
         tokens = _tokens(rest, holes)
         program = _compile(rest)
         found = cel_source.paths_of(tokens)
+        hidden = set(program.variables()) - {path[0] for path in found}
+        if hidden or "@not_strictly_false" in program.functions():  # the library sees what the tokens do not show
+            raise ValueError("the expression is written in a way that cannot be bounded")
         below: dict[str, set[tuple[str, ...]]] = {}
         for path in found:
             below.setdefault(path[0], set()).add(path[1:])

@@ -5,6 +5,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import cel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,8 @@ def render(params: Any, **names: Any) -> Any:
     [
         ("1 + 2", 3),
         ("input.limit", 90.0),
+        ("[0xFF, 2]", [255, 2]),
+        ("1.5e1 + .5", 15.5),
         ("input", NAMES["input"]),
         ("input.deep.a.b[0]", 1),
         ("needs['worst'][1]", 2),
@@ -226,3 +229,37 @@ def test_programs_are_forgotten_when_there_are_too_many() -> None:
     expressions = CelExpressions(max_programs=8)
     assert [expressions.evaluate(f"{at} + 1", {}) for at in range(40)] == list(range(1, 41))
     assert expressions._plan.cache_info().currsize == 8
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        r"r'\' + string(l.map(x, x * 2).size()) + ''",
+        r"[r'\', ''] + l.map(x, 'a') + ['']",
+        r'[R"\", ""] + l.map(x, "a") + [""]',
+        r"[r'''\''', ''] + l.map(x, 'a') + ['']",
+        "['a' + l.map(x, 'b')[0], \"'\"] // '",
+        "l.map(x, x) // it's\n + l",
+        "l\n.\n// a.map(\nmap\n(x, x)",
+        "l.map(x, '\\'').filter(y, y != \"'\").size()",
+    ],
+)
+def test_no_quote_or_remark_hides_a_comprehension(source: str) -> None:
+    plan = compiled(source)
+    assert "x" not in plan.names
+    assert plan.steps
+
+
+_PIECES = ["r", "b", "'", '"', "\\", "'''", " + ", "l.map(x, x)", "l.all(x, true)", "//", "\n", "a", "[", "]", ","]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(_PIECES), max_size=12))
+def test_no_text_hides_a_comprehension_from_the_bounds(pieces: list[str]) -> None:
+    source = "".join(pieces)
+    with suppress(ValueError):
+        plan = compiled(source)
+        seen = cel.compile(source)
+        if "x" in seen.variables() or "@not_strictly_false" in seen.functions():
+            assert plan.steps
+            assert "x" not in plan.names
