@@ -195,20 +195,7 @@ async def test_a_server_that_was_started_anew_costs_no_attempt(
         failed = await run.failure("source.sql", **query)
         assert (failed.type, failed.retryable) == ("SqlUnavailable", True)
         await asyncio.to_thread(server.start)
-        await answering(tmp_path, query)
         assert await asyncio.gather(*(run.run("source.sql", **query) for _ in range(3))) == [[{"x": 1}]] * 3
-
-
-async def answering(folder: Path, query: dict[str, Any]) -> None:
-    """Return when a server that greets also answers."""
-    async with tasks(folder) as other, asyncio.timeout(60):
-        answered = False
-        while not answered:
-            try:
-                answered = bool(await other.run("source.sql", **query))
-            except TaskFailed as failed:
-                if not failed.retryable:
-                    raise
 
 
 async def test_a_wrong_password_is_not_worth_another_attempt(

@@ -62,12 +62,15 @@ class DatabaseServer:
             process.wait(10)
 
     def _ready(self) -> bool:
-        """True when the server greets: MariaDB speaks first, PostgreSQL answers an SSL request with one byte."""
+        """True when the server lets one in: MariaDB speaks first, PostgreSQL asks for a password (R) once it is up."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.settimeout(1)
                 if self.name == "postgresql":
-                    connection.sendall(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")
+                    # A start-up message of protocol 3.0; while it starts up, the answer is an error (E).
+                    told = b"\x00\x03\x00\x00user\x00headrace\x00\x00"
+                    connection.sendall((len(told) + 4).to_bytes(4, "big") + told)
+                    return connection.recv(1) == b"R"
                 return connection.recv(1) != b""
         except OSError:
             return False
