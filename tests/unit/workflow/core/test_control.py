@@ -400,3 +400,33 @@ def test_approval_tried_again_by_a_resume_and_answered_at_once_leaves_no_timer()
     assert owner.timers == {}
     report(owner, "a", 2)
     assert end(owner).result == {"ok": 1, "a": 2}
+
+
+def test_map_in_a_pause_begins_no_further_item_and_goes_on_at_resume() -> None:
+    owner = begun(task("m", over="list 3", concurrency=1))
+    owner.tell(Pause(execution_id=ID, command_id="p"))
+    item_ends(owner, 0, "r0")
+    assert items(owner) == []
+    owner.tell(Resume(execution_id=ID, command_id="r"))
+    assert items(owner) == [1]
+
+
+def test_execution_whose_last_task_ends_in_a_pause_has_succeeded() -> None:
+    owner = begun(task("m", over="list 1"), task("a"))
+    report(owner, "a", 1)
+    owner.tell(Pause(execution_id=ID, command_id="p"))
+    item_ends(owner, 0, "r0")
+    assert end(owner).result == {"m": ["r0"], "a": 1}
+
+
+def test_retry_gives_an_item_all_its_attempts_anew() -> None:
+    owner = begun(task("m", over="list 1", retry=Retry(attempts=2)))
+    for _ in range(2):
+        item_ends(owner, 0, error=BROKEN)
+        fire(owner, "retry/m/0")
+        item_ends(owner, 0, error=BROKEN)
+        assert end(owner).status == "failed"
+        owner.tell(RetryExecution(execution_id=ID, command_id=f"again {len(owner.history)}"))
+    item_ends(owner, 0, "r")
+    assert end(owner).result == ["r"]
+    assert [each.attempt for each in owner.dispatched] == [1, 2, 3, 4, 5]
