@@ -192,10 +192,15 @@ class Dispatcher:
         order = owner.order(wanted)
         if order is None:
             return
+        value = encode_order(order)
+        limit = self._terms().record_bytes
+        if len(value) > limit:
+            owner.hear(_refused(order, f"the order of {len(value)} bytes is larger than a record may be, {limit}"))
+            return
         topic = workflow_tasks(order.queue).name
         headers = (("traceparent", order.traceparent.encode()),) if order.traceparent else ()
         key = order.execution_id.encode()
-        record = OutRecord(topic, key, encode_order(order), self._clock.now_ms(), headers)
+        record = OutRecord(topic, key, value, self._clock.now_ms(), headers)
         self._began(wanted)
         sending = self._sending.get(topic)
         if sending is not None:
@@ -266,3 +271,15 @@ class Dispatcher:
         if wanted.asked_ms:
             late_s = max(0.0, (self._clock.now_ms() - wanted.asked_ms) / 1000)
             metrics.WORKFLOW_TRIGGER_LATENCY.observe(late_s)
+
+
+def _refused(order: TaskOrder, why: str) -> Report:
+    """An attempt that cannot be handed out."""
+    return Report(
+        execution_id=order.execution_id,
+        task=order.task,
+        item=order.item,
+        attempt=order.attempt,
+        token=order.token,
+        error=TaskError(type="PayloadTooLarge", message=why, retryable=False),
+    )

@@ -7,13 +7,12 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from agents.engine_entities import EntityCommand, is_entity
+from agents.engine_outside import OVERHEAD_BYTES
 from app.domain.workflow.commands import Command, Report, Start, TaskError
 from app.domain.workflow.turn import Limits
 from app.ports import InRecord
 from app.workflow_wire import decode_command
 
-# What a command is beyond its payload: names, ids, the trigger.
-OVERHEAD_BYTES: Final = 16_384
 TRACEPARENT: Final = "traceparent"
 
 
@@ -58,6 +57,8 @@ def _read(record: InRecord, limits: Limits) -> Taken:
         message = f"the result of {size} bytes is larger than workflow.result_bytes, {limits.result_bytes}"
         refused = TaskError(type="PayloadTooLarge", message=message, retryable=False)
         command = replace(command, result=None, error=refused)
+    elif size > max(limits.input_bytes, limits.result_bytes) + OVERHEAD_BYTES:
+        return Taken(record, Unreadable("too_large", f"a {command.type} may not have {size} bytes"))
     return Taken(record, command)
 
 

@@ -20,6 +20,8 @@ from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER
 
 # Of the value of a refused command, what its dead letter keeps.
 KEEP_BYTES = 524_288
+# What a command is beyond its payload: names, ids, the trigger.
+OVERHEAD_BYTES = 16_384
 
 
 class Outside:
@@ -69,7 +71,12 @@ class Outside:
             parent=effect.parent,
             traceparent=state.traceparent,
         )
-        return self.command(start, now_ms, state.traceparent)
+        record = self.command(start, now_ms, state.traceparent)
+        limit = self._node.terms().limits.input_bytes
+        if len(record.value or b"") > limit + OVERHEAD_BYTES:
+            failure = TaskError(type="PayloadTooLarge", message=f"the input is over {limit} bytes", retryable=False)
+            return self.command(child_ended(effect.parent, effect.child_id, "skipped", None, failure), now_ms)
+        return record
 
     def cancel_child(self, child_id: str, now_ms: int) -> OutRecord:
         """Nobody waits for a sub-workflow any more."""

@@ -25,6 +25,10 @@ from tables.partition import Changes, TablePartition
 RUN_BYTES: Final = 262_144
 
 
+class Oversize(ValueError):
+    """An event that no record can carry."""
+
+
 class Live:
     """An execution in memory. `events` are those of the batch under way, `timers` its durable timers by name."""
 
@@ -101,10 +105,10 @@ class Executions:
         """Write what the batch changed: runs of events and rows. `unwritable` puts right what is no JSON."""
         for live in list(self._dirty.values()):
             try:
-                runs = self._runs(live)
+                runs = self._runs(live, terms.record_bytes)
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 unwritable(live, error)
-                runs = self._runs(self._dirty[live.id])
+                runs = self._runs(self._dirty[live.id], terms.record_bytes)
             self._write(self._dirty[live.id], runs, changes, terms, now_ms)
         self._dirty.clear()
         self.trim(terms)
@@ -166,14 +170,18 @@ class Executions:
         if prefix is rows.ENDED:
             self._cache.pop(live.id, None)
 
-    def _runs(self, live: Live) -> list[tuple[bytes, int]]:
-        """The events of the batch as records, each of about `RUN_BYTES` at most or with one event."""
+    def _runs(self, live: Live, record_bytes: int) -> list[tuple[bytes, int]]:
+        """The events of the batch as records, each of about `RUN_BYTES` or with one event. Raises `Oversize`."""
         state = live.state
         assert state is not None, "an execution that was touched has a state"
         whole = encode_run(state.execution_id, state.workflow, state.version, self._tables.epoch, live.events)
-        if len(whole) <= RUN_BYTES or len(live.events) == 1:
+        if len(whole) <= RUN_BYTES:
             return [(whole, len(live.events))]
-        return list(self._pieces(state, live.events))
+        runs = list(self._pieces(state, live.events))
+        largest = max(len(run) for run, _ in runs)
+        if largest > record_bytes:
+            raise Oversize(f"an event of {largest} bytes is larger than a record may be, {record_bytes}")
+        return runs
 
     def _pieces(self, state: Execution, events: Sequence[Event]) -> Iterator[tuple[bytes, int]]:
         run = encode_run(state.execution_id, state.workflow, state.version, self._tables.epoch, events)

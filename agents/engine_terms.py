@@ -19,9 +19,13 @@ LOCAL_QUEUE: Final = "default"
 
 
 class Terms(NamedTuple):
-    """The bounds of the engine; replaced whole when settings change. `cache_executions` are those of one partition."""
+    """The bounds of the engine; replaced whole when settings change. `cache_executions` are those of one partition.
+
+    A record larger than `record_bytes` cannot be sent.
+    """
 
     limits: Limits = LIMITS
+    record_bytes: int = 1_000_000
     transaction_commands: int = 500
     local_tasks: bool = True
     local_backlog: int = 5_000

@@ -11,7 +11,7 @@ from typing import Final, assert_never
 from agents.engine_batch import Batch
 from agents.engine_gate import Gate
 from agents.engine_outside import Outside
-from agents.engine_store import Executions, Live
+from agents.engine_store import Executions, Live, Oversize
 from agents.engine_terms import Node, Wanted
 from app.domain.workflow.commands import Admit, Cancel, Command, RetryExecution, Start, TaskError
 from app.domain.workflow.decide import advance
@@ -266,7 +266,10 @@ class Turns:
         assert state is not None, "what is written has a state"
         live.events.clear()
         self._store.reload(live, ())
-        failure = TaskError(type="NotSerializable", message=f"a value is no JSON: {error}", retryable=False)
+        if isinstance(error, Oversize):
+            failure = TaskError(type="PayloadTooLarge", message=str(error), retryable=False)
+        else:
+            failure = TaskError(type="NotSerializable", message=f"a value is no JSON: {error}", retryable=False)
         if live.state is not None:
             self._end_by_hand(live, live.state, [], failure)
             return

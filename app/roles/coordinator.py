@@ -29,6 +29,8 @@ from tables.partition import TablePartition
 
 STAGE = "workflow"
 MAILBOX_INTERVAL_S = 1.0
+# Of a row and of a record: keys, header, the frame of a batch.
+ROW_OVERHEAD_BYTES = 4_096
 
 
 async def run_coordinator(context: Context) -> None:
@@ -106,6 +108,7 @@ def terms_of(settings: Settings, partitions: int) -> Terms:
     tuning = workflow.tuning
     return Terms(
         limits=Limits(result_bytes=workflow.result_bytes, input_bytes=workflow.input_bytes),
+        record_bytes=settings.producer.max_request_bytes - workflow.chunk_bytes - ROW_OVERHEAD_BYTES,
         transaction_commands=tuning.transaction_commands,
         local_tasks=workflow.local_tasks,
         local_backlog=workflow.local_backlog,

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from agents.engine_entities import EntityCommand, EntityOutcome, GetRow, TimerChange
-from app.domain.workflow.commands import Debounce, Heartbeat, Report, RetryExecution, Start
+from app.domain.workflow.commands import Debounce, Heartbeat, Report, RetryExecution, Signal, Start
 from app.domain.workflow.definition import Concurrency, Rate, Retry, Task
 from app.domain.workflow.events import ExecutionStarted, TaskFailed
 from app.domain.workflow.state import Execution
@@ -368,3 +368,27 @@ async def test_a_bug_while_an_order_is_made_fails_its_task_and_stalls_nothing() 
     assert bad is not None
     assert bad.error is not None
     assert (bad.status, bad.error.type, good.status) == ("failed", "Engine", "succeeded")
+
+
+async def test_what_no_record_can_carry_is_a_failure_with_its_size() -> None:
+    big = "'" + "x" * 300_000 + "'"
+    echo = {"id": "line", "input": dict.fromkeys("abc", f"${{{big}}}")}
+    far = workflow("far", task("a", queue="gpu"), task("b", queue="gpu"), task("c", "a", "b", queue="gpu"))
+    world = await opened(LINE, far, workflow("outer", task("call", type="workflow", params=echo)), record_bytes=900_000)
+    world.tell(started("outer", "child"), started("far", "order"))
+    world.tell(Signal(execution_id="order", command_id="s", name="s", payload="x" * 800_000))
+    await world.take(10)
+    await world.rest()
+    for order in world.orders():
+        world.tell(
+            Report(execution_id="order", task=order.task, item=None, attempt=1, token=order.token, result="x" * 500_000)
+        )
+    await world.drain()
+    for name in ("child", "order"):
+        state = world.state(name)
+        assert state is not None
+        assert state.error is not None
+        assert state.status == "failed"
+    letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
+    assert [letter["reason"] for letter in letters if letter["kind"] == "command"] == ["too_large"]
+    assert max(len(record.value or b"") for records in world.log.topics.values() for record in records) < 910_000
