@@ -253,8 +253,6 @@ def _in_hand(state: Execution, piece: Piece, graph: Graph) -> Iterator[Effect]:
         if work.due is not None:
             yield SetTimer(timer_name("retry", task, item, work.attempt), work.due)
         return
-    if work.items is not None:
-        return
     if work.child is not None:
         yield _start(state, piece, work.child)
     elif work.due is not None:
@@ -283,9 +281,7 @@ def _stopped(state: Execution, graph: Graph, first: int, only: Node | None = Non
         yield ClearTimer(execution_timer(state.run))
     stopped = state.pieces(("stopped",))
     pieces = [
-        piece
-        for piece in stopped
-        if piece.work.items is None and piece.work.token < first and (only is None or graph.nodes[piece.task] is only)
+        piece for piece in stopped if piece.work.token < first and (only is None or graph.nodes[piece.task] is only)
     ]
     if any(not graph.nodes[piece.task].is_control for piece in pieces):
         yield CancelWork(None, None)
