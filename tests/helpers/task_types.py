@@ -139,6 +139,11 @@ class Processed:
                 for _ in range(3):
                     call.heartbeat()
                 return "beaten"
+            case "until told":
+                Path(value).write_text("running")
+                while not Path(f"{value}.go").exists():
+                    time.sleep(0.005)
+                return "told"
             case "until cancelled":
                 Path(value).write_text("running")
                 while not call.cancelled():
