@@ -133,6 +133,9 @@ class SqlSinkTask:
         url = call.params.url
         if url not in self._with_effects:
             await sql_target.make_effects(engine)
+            if len(self._with_effects) >= _CACHED:
+                self._with_effects.clear()
+                self._swept_ms.clear()
             self._with_effects.add(url)
         now_ms = call.shared.clock.now_ms()
         if now_ms - self._swept_ms.get(url, 0) >= _SWEEP_MS:
