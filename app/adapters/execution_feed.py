@@ -26,7 +26,7 @@ from aiokafka.errors import KafkaError
 from app.adapters.connection import security_options
 from app.adapters.execution_store import ExecutionStore, Position
 from app.adapters.records import install
-from app.adapters.topics_admin import describe_topics
+from app.adapters.topics_admin import cluster_id, describe_topics
 from app.domain.workflow.placement import partition_of
 from app.errors import BrokerUnavailable, Unavailable
 from app.log import configure
@@ -48,6 +48,10 @@ _LOCK_S: Final = 10.0  # the feed of a process that was killed ends as soon as i
 _FETCH_BYTES: Final = 4 << 20
 _NICE: Final = 5  # the engine goes before a view of what it does
 _FAILURES: Final = (KafkaError, Unavailable, OSError, TimeoutError)
+
+
+class TopicsReplaced(Unavailable):
+    """The topics were deleted and created anew while they were read."""
 
 
 class ExecutionFeed:
@@ -214,13 +218,15 @@ class ExecutionFeed:
         return [TopicPartition(name, number) for name in sorted(counts) for number in range(counts[name])]
 
     async def _assign(self, consumer: Any, partitions: list[TopicPartition]) -> None:
-        """From where the index was left. Offsets that went back mean other topics: then everything anew."""
+        """From where the index was left. Another cluster, or offsets that went back, mean other topics: all anew."""
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         begins = await consumer.beginning_offsets(partitions)
         known = self._store.positions()
-        if any(known.get((each.topic, each.partition), 0) > ends[each] for each in partitions):
-            self._store.reset()
+        cluster = await cluster_id(self._bootstrap, self._kafka)
+        went_back = any(known.get((each.topic, each.partition), 0) > ends[each] for each in partitions)
+        if went_back or cluster != self._store.cluster:
+            self._store.reset(cluster)
             known = {}
         for each in partitions:
             at = max(known.get((each.topic, each.partition), 0), begins[each])
@@ -234,6 +240,9 @@ class ExecutionFeed:
         runs: list[bytes] = []
         positions: list[Position] = []
         for partition, records in batches.items():
+            if records[0].offset < self._positions[partition]:
+                self._store.reset(self._store.cluster or "")
+                raise TopicsReplaced(f"{partition.topic} is another topic under the old name")
             into = commands if partition.topic == self._commands else runs
             into += [record.value for record in records if record.value is not None]
             after = records[-1].offset + 1

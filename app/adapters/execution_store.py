@@ -188,10 +188,17 @@ class ExecutionStore:
         """Where to read on, by topic and partition."""
         return {(topic, part): at for topic, part, at in self._db.execute("SELECT topic, part, next FROM offsets")}
 
-    def reset(self) -> None:
-        """Forget everything: the topics are others under the old names."""
+    @property
+    def cluster(self) -> str | None:
+        """The Kafka cluster whose records these are."""
+        found = self._db.execute("SELECT value FROM meta WHERE name = 'cluster'").fetchone()
+        return None if found is None else str(found[0])
+
+    def reset(self, cluster: str) -> None:
+        """Forget everything: the topics are others under the old names, maybe of another cluster."""
         self._db.execute("BEGIN IMMEDIATE")
         empty(self._db)
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES('cluster', ?)", (cluster,))
         self._db.execute("COMMIT")
         self._load()
 

@@ -192,6 +192,12 @@ async def committed_offsets(
     return found
 
 
+async def cluster_id(bootstrap: str, settings: KafkaSettings = _DEFAULTS) -> str:
+    """What the cluster calls itself, drawn when its storage was formatted. Raises `BrokerUnavailable`."""
+    described = await _ask(bootstrap, settings, lambda admin: admin.describe_cluster())
+    return str(described["cluster_id"])
+
+
 async def partition_leader(bootstrap: str, topic: str, partition: int) -> int:
     """The node that leads a partition; -1 when none does."""
     for described in await _ask(bootstrap, _DEFAULTS, lambda admin: admin.describe_topics([topic])):

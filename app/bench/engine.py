@@ -50,6 +50,7 @@ class Engine:
             "kafka.bootstrap_servers": broker.bootstrap_servers,
             "kafka.client_id": broker.name("engine"),
             "tables.directory": str(Path(self._folder.name) / "tables"),
+            "http.executions.directory": str(Path(self._folder.name) / "executions"),
             "http.host": HOST,
             "http.port": self.port,
             "log.level": "WARNING",

@@ -1,6 +1,7 @@
 """Laws of the workflow API on a real broker; the engine's part is written to its topics by hand."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -13,10 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from app.adapters.execution_store import ExecutionStore, Position
 from app.definition_wire import version_of
 from app.domain.workflow.events import ApprovalRequested, Status
 from app.workflow_wire import decode_command
-from config.topics import WORKFLOW_COMMANDS
+from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
 from tests.helpers.executions import T0_MS, ended, run, scheduled, started, succeeded, whole
 from tests.helpers.gateway import Node, node, until
 from tests.helpers.kafka import values_of
@@ -317,3 +319,29 @@ def test_orders_by_filter_reach_what_matches_and_no_more(api: Node, http: httpx.
     assert sorted(each.execution_id for each in sent if each.type == "retry" and each.execution_id in ids) == sorted(
         ids[1:4]
     )
+
+
+def test_an_index_of_another_cluster_or_of_topics_that_were_replaced_is_made_anew(
+    module_broker: str, tmp_path: Path
+) -> None:
+    store = ExecutionStore(tmp_path)
+    store.reset("another")
+    store.apply([], whole("stranger"), [Position(WORKFLOW_EVENTS.name, 0, 1)])
+    store.close()
+    with node(module_broker, tmp_path) as other, other.client() as client:
+        other.until_ready()
+        assert client.get("/api/v1/executions/stranger").status_code == 404
+    store = ExecutionStore(tmp_path)
+    assert store.cluster not in {None, "another"}
+    store.apply([], whole("gone"), [Position(WORKFLOW_EVENTS.name, 0, 1 << 40)])
+    store.close()
+    with node(module_broker, tmp_path) as other, other.client() as client:
+        other.until_ready()
+        assert client.get("/api/v1/executions/gone").status_code == 404
+
+
+def test_two_nodes_do_not_write_one_index(api: Node) -> None:
+    assert api.gateway is not None
+    folder = Path(api.settings.http.executions.directory)
+    with pytest.raises(BlockingIOError), (folder / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -363,7 +363,8 @@ def test_ended_executions_are_forgotten_when_they_are_old_or_too_many(index: Ind
 
 def test_a_reset_forgets_everything(index: Index) -> None:
     index.take(*whole("a"))
-    index.store.reset()
+    index.store.reset("another")
+    assert index.store.cluster == "another"
     assert (index.ids(), index.store.positions(), index.store.count) == ([], {}, 0)
     index.take(*whole("a"))
     assert index.ids() == ["a"]
