@@ -2,8 +2,10 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,12 +14,23 @@ import pytest
 from app.adapters.producer import BatchProducer, ProducerLimits
 from app.adapters.topics_admin import ensure_topics
 from app.definition_wire import Definition, registration, version_of
+from app.domain.workflow.events import ExecutionEnded
 from app.domain.workflow.placement import partition_of
 from app.ports import OutRecord
+from app.roles.coordinator import run_engine
 from app.roles.triggers import run_triggers
 from app.workflow_wire import decode_command
 from config.kafka import KafkaSettings
-from config.topics import DEVICE_SIGNALS, WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER, WORKFLOW_DEFINITIONS, TopicSpec
+from config.topics import (
+    DEVICE_SIGNALS,
+    WORKFLOW_COMMANDS,
+    WORKFLOW_DEADLETTER,
+    WORKFLOW_DEFINITIONS,
+    WORKFLOW_STATE,
+    WORKFLOW_TOPICS,
+    TopicSpec,
+)
+from tests.helpers.engine import Book, ObedientExecutor, book
 from tests.helpers.kafka import read_topic, until
 from tests.helpers.trigger_worker import following, trigger_context
 
@@ -32,7 +45,7 @@ TASKS = {"only": {"type": "transform.cel", "with": {"value": "1"}}}
 @pytest.fixture
 async def topics(module_broker: str) -> str:
     """The service's own topics; the bootstrap server."""
-    specs = [DEVICE_SIGNALS, WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER, WORKFLOW_DEFINITIONS]
+    specs = [DEVICE_SIGNALS, WORKFLOW_STATE, *WORKFLOW_TOPICS]
     await ensure_topics(module_broker, specs, KafkaSettings(partitions=PARTITIONS))
     return module_broker
 
@@ -72,11 +85,13 @@ async def started(bootstrap: str, workflow: str) -> list[tuple[str, Any]]:
 
 async def until_started(bootstrap: str, workflow: str, numbers: Iterable[int]) -> list[tuple[str, Any]]:
     wanted = set(numbers)
-    async with asyncio.timeout(60):
-        while True:
-            found = await started(bootstrap, workflow)
-            if {given["n"] for _, given in found} >= wanted:
-                return found
+    ends_s = time.monotonic() + 100
+    while True:
+        found = await started(bootstrap, workflow)
+        missing = wanted - {given["n"] for _, given in found}
+        if not missing:
+            return found
+        assert time.monotonic() < ends_s, f"{len(missing)} signals started nothing: {sorted(missing)[:20]}"
 
 
 @asynccontextmanager
@@ -99,6 +114,31 @@ async def triggering(bootstrap: str) -> AsyncIterator[None]:
         await until(lambda: context.health.ready().ok and "triggers" in str(context.health.ready()), "it has joined")
         yield
         context.stop.set()
+
+
+def ended(log: Book, workflow: str) -> dict[str, str]:
+    """The status of the executions of a workflow that have ended, by id."""
+    lasts = {name: events[-1] for name, events in log.histories.items() if name.startswith(f"{workflow}:") and events}
+    return {name: last.status for name, last in lasts.items() if isinstance(last, ExecutionEnded)}
+
+
+async def test_with_the_engine_every_signal_is_one_execution_and_a_debounced_key_only_one(
+    topics: str, tmp_path: Path
+) -> None:
+    listens = {"topic": DEVICE_SIGNALS.name, "when": "kind == 'e'"}
+    await register(topics, "each", listens)
+    await register(topics, "first", {**listens, "key": "device_id", "debounce_s": 300})
+    context = trigger_context(topics, folder=tmp_path)
+    async with following(context) as feed, book(topics) as log, asyncio.TaskGroup() as group:
+        group.create_task(run_engine(context, feed, ObedientExecutor()))
+        group.create_task(run_triggers(context, feed))
+        sent = signals(range(140), kind="e")
+        await send(topics, [*sent, *sent[:20]])
+        await until(lambda: len(ended(log, "each")) == 160, "every record has had its execution", 90)
+        await until(lambda: len(ended(log, "first")) == 7, "one of each device", 90)
+        context.stop.set()
+    assert {status for name in ("each", "first") for status in ended(log, name).values()} == {"succeeded"}
+    assert len(ended(log, "first")) == 7
 
 
 async def test_every_signal_gives_one_execution_id_also_after_kills(topics: str) -> None:

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from app.adapters.clock import SystemClock
@@ -15,10 +16,11 @@ from app.roles.triggers import run_triggers
 from config.settings import Settings
 
 
-def trigger_context(bootstrap: str, **kafka: Any) -> Context:
-    """A context whose triggers look at the definitions often."""
+def trigger_context(bootstrap: str, folder: Path | None = None, **kafka: Any) -> Context:
+    """A context whose triggers look at the definitions often; an engine in it keeps its tables in `folder`."""
     settings = Settings(
         kafka={"bootstrap_servers": bootstrap, "session_timeout_ms": 6_000, **kafka},
+        tables={} if folder is None else {"directory": str(folder)},
         triggers={"refresh_interval_ms": 50, "topic_check_interval_s": 0.2},
     )
     return Context(settings, lambda: settings, HealthRegistry(frozenset(), "1"), asyncio.Event(), SystemClock())
