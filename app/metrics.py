@@ -165,3 +165,12 @@ WORKFLOW_TIMER_LAG = Histogram(
 WORKFLOW_MAILBOX = Gauge(
     "workflow_mailbox_depth", "Commands of a partition that wait to be decided.", ["partition"], registry=REGISTRY
 )
+TASKS_ABANDONED = Gauge(
+    "workflow_tasks_abandoned",
+    "Threads and coroutines of tasks that were given up and have not come back.",
+    ["kind"],
+    registry=REGISTRY,
+)
+TASK_PROCESSES_DIED = Counter(
+    "workflow_task_processes_died", "Task processes that ended under their task.", registry=REGISTRY
+)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from app import metrics
 from app.adapters.tasks.failures import describe, redacted
 from app.adapters.tasks.payload import Payloads, TooLarge, dumps, encode, is_plain
 from app.adapters.tasks.preparation import Preparation, Prepared, Unprepared
@@ -386,6 +387,7 @@ class Executor:
         task.cancel()
         if run.kind == "async":
             self.abandoned_coroutines += 1
+            metrics.TASKS_ABANDONED.labels("coroutine").inc()
             task.add_done_callback(self._came_back)
         self._left.add(task)
         task.add_done_callback(self._left.discard)
@@ -393,6 +395,7 @@ class Executor:
 
     def _came_back(self, _: "asyncio.Task[None]") -> None:
         self.abandoned_coroutines -= 1
+        metrics.TASKS_ABANDONED.labels("coroutine").dec()
 
 
 def _method(task_type: TaskType, name: str) -> Callable[[TaskCall[Any]], Any]:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
+from app import metrics
 from app.adapters.tasks.frames import CANCEL, ERROR, ERROR_BYTES, HEARTBEAT, JOB, READY, RESULT, Broken, Reader, frame
 
 OUTPUT_TAIL_BYTES: Final = 4_096
@@ -148,6 +149,7 @@ class TaskProcess(asyncio.Protocol):
             answer = await self._answer
         except ProcessDied:
             await asyncio.wait([self._exited], timeout=self._limits.start_timeout_s)
+            metrics.TASK_PROCESSES_DIED.inc()
             raise self._died() from None
         finally:
             self._answer = self._heard = None

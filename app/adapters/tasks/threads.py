@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from app import metrics
+
 _STOP: Final = None
 Work = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
@@ -81,6 +83,7 @@ class ThreadPool:
         except asyncio.CancelledError:
             thread.abandoned = True
             self.abandoned += 1
+            metrics.TASKS_ABANDONED.labels("thread").inc()
             outcome.add_done_callback(lambda done: self._came_back(thread, done))
             raise
         finally:
@@ -102,6 +105,7 @@ class ThreadPool:
     def _came_back(self, thread: _Thread, outcome: "asyncio.Future[Any]") -> None:
         outcome.exception()  # nobody waits for it any more
         self.abandoned -= 1
+        metrics.TASKS_ABANDONED.labels("thread").dec()
         thread.work.put(_STOP)
 
     async def _turn(self) -> None:
