@@ -117,13 +117,3 @@ class WorkflowSettings(Section):
     timers_in_memory: int = setting(
         10_000, ge=1, le=10_000_000, unit="timers", description="Most timers of a partition read into memory at once."
     )
-
-    @property
-    def tuning(self) -> Tuning:
-        """What is in force: the setting where there is one, else the profile's."""
-        of_profile = PROFILES[self.profile]
-        return Tuning(
-            passivate_after_s=self.passivate_after_s or of_profile.passivate_after_s,
-            chunk_events=self.chunk_events or of_profile.chunk_events,
-            transaction_commands=self.transaction_commands or of_profile.transaction_commands,
-        )

@@ -25,6 +25,7 @@ from app.roles.triggers import run_triggers
 from app.roles.worker import export_lag, follow_assignment, open_tables
 from config.settings import Settings
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_STATE
+from config.workflow import PROFILES
 from tables.partition import TablePartition
 
 STAGE = "workflow"
@@ -105,17 +106,17 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
 def terms_of(settings: Settings, partitions: int) -> Terms:
     """The bounds that settings mean for each of so many partitions on this node."""
     workflow = settings.workflow
-    tuning = workflow.tuning
+    profile = PROFILES[workflow.profile]
     return Terms(
         limits=Limits(result_bytes=workflow.result_bytes, input_bytes=workflow.input_bytes),
         record_bytes=settings.producer.max_request_bytes - workflow.chunk_bytes - ROW_OVERHEAD_BYTES,
-        transaction_commands=tuning.transaction_commands,
+        transaction_commands=workflow.transaction_commands or profile.transaction_commands,
         local_tasks=workflow.local_tasks,
         local_backlog=workflow.local_backlog,
         cache_executions=max(100, workflow.cache_executions // max(1, partitions)),
-        passivate_after_s=tuning.passivate_after_s,
+        passivate_after_s=workflow.passivate_after_s or profile.passivate_after_s,
         chunk_bytes=workflow.chunk_bytes,
-        chunk_events=tuning.chunk_events,
+        chunk_events=workflow.chunk_events or profile.chunk_events,
         retention_ms=round(workflow.retention_s * 1000),
         sweep_executions=workflow.sweep_executions,
         timer_lookahead_ms=round(workflow.timer_lookahead_s * 1000),
