@@ -185,7 +185,7 @@ async def until_committed(kafka: KafkaSettings, clock: Clock, noted: Offsets, wa
     """
     group = f"{kafka.client_id}-{GROUP_SUFFIX}"
     deadline_s = clock.monotonic_s() + wait_s
-    while True:
+    while any(noted.values()):  # of an empty topic nothing can be committed
         found = await committed_offsets(kafka.bootstrap_servers, group, kafka)
         committed = found.get(WORKFLOW_COMMANDS.name, {})
         left = sum(max(0, end - committed.get(at, 0)) for at, end in noted.items())
