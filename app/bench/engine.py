@@ -61,6 +61,7 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         if WORKFLOW_COMMANDS.name in await self._broker.topics():
+            self._folder.cleanup()
             raise UserError(
                 f"The broker has a topic {WORKFLOW_COMMANDS.name} already: benchmarks of workflows need one of their "
                 "own, which they start when no --bootstrap is given."
