@@ -138,7 +138,10 @@ def test_ctrl_c_leaves_no_process_and_a_balanced_ledger(up):
     assert up.process.wait(60) == 0, up.output
     assert "Ledger balanced" in up.output
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert "WARNING" not in up.output, up.output
+    warnings = [line for line in up.lines if "WARNING" in line]
+    # The demonstration that fails on purpose says so, once.
+    assert [line for line in warnings if "demo-needs-retry" not in line] == [], up.output
+    assert len(warnings) <= 1, warnings
     assert "Traceback" not in up.output, up.output
 
 
