@@ -1,6 +1,9 @@
 """Laws of the load client: answers are cut from the stream exactly, and an open loop counts from the due instant."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -34,21 +37,30 @@ def test_a_request_says_how_long_its_body_is():
     assert get("h:1", "/p").startswith(b"GET /p HTTP/1.1\r\n")
 
 
-async def _answering(answers: list[bytes]) -> asyncio.Server:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for answer in answers:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(answer)
-        writer.close()
-        await writer.wait_closed()
+@asynccontextmanager
+async def _answering(answers: list[bytes]) -> AsyncIterator[int]:
+    """Serve raw connections at the port given; leave when each of them is closed."""
+    connections: set[asyncio.Task[None]] = set()
 
-    return await asyncio.start_server(serve, "127.0.0.1", 0)
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(cast("asyncio.Task[None]", asyncio.current_task()))
+        try:
+            with suppress(asyncio.IncompleteReadError):  # the client has left
+                for answer in answers:
+                    await reader.readuntil(b"\r\n\r\n")
+                    writer.write(answer)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+    await asyncio.gather(*connections)
 
 
 async def test_a_closed_connection_is_replaced_and_its_request_is_told_lost():
-    server = await _answering([WHOLE])
-    port = server.sockets[0].getsockname()[1]
-    async with server, Pool("127.0.0.1", port, 1) as pool:
+    async with _answering([WHOLE]) as port, Pool("127.0.0.1", port, 1) as pool:
         assert (await pool.request(get("h", "/"))).status == 202
         with pytest.raises(AnswerLost):
             await pool.request(get("h", "/"))
@@ -56,15 +68,13 @@ async def test_a_closed_connection_is_replaced_and_its_request_is_told_lost():
 
 
 async def test_loops_ask_as_often_as_they_were_told():
-    server = await _answering([WHOLE] * 50)
-    port = server.sockets[0].getsockname()[1]
     asked: list[int] = []
 
     async def one(number: int) -> None:
         asked.append(number)
         assert (await pool.request(get("h", "/"))).body == b"hello"
 
-    async with server, Pool("127.0.0.1", port, 2) as pool:
+    async with _answering([WHOLE] * 50) as port, Pool("127.0.0.1", port, 2) as pool:
         assert await closed_loop(2, 20, one) > 0
         paced = await open_loop(200, 0.1, pool, lambda _: get("h", "/"))
     assert sorted(asked) == list(range(20))
