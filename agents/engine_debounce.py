@@ -4,6 +4,7 @@ import struct
 from typing import Final
 
 MARKS: Final = b"d"
+DEBOUNCE_MAX_S: Final = 366 * 86_400  # as long as a definition may say
 _MARK: Final = struct.Struct(">QQ")
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from agents.engine_debounce import DEBOUNCE_MAX_S
 from agents.engine_entities import EntityCommand, is_entity
 from agents.engine_outside import OVERHEAD_BYTES
 from app.domain.workflow.commands import Command, Report, Start, TaskError
@@ -14,6 +15,9 @@ from app.ports import InRecord
 from app.workflow_wire import decode_command
 
 TRACEPARENT: Final = "traceparent"
+# What rows and clocks can hold: numbers beyond are nobody's priority and no instant.
+PRIORITY_MAX: Final = 1 << 31
+INSTANT_MAX_MS: Final = 1 << 53
 
 
 class Unreadable(NamedTuple):
@@ -44,10 +48,14 @@ def _read(record: InRecord, limits: Limits) -> Taken:
         command: Command = decode_command(record.value)
     except ValueError as error:
         return Taken(record, Unreadable("unreadable", str(error)))
+    if "\x00" in key:
+        return Taken(record, Unreadable("unreadable", "an execution_id holds no zero byte"))
     if command.execution_id != key:
         return Taken(record, Unreadable("misplaced", f"the key {key!r} is not the execution_id of the command"))
     size = len(record.value or b"")
     if isinstance(command, Start):
+        if (problem := _out_of_range(command)) is not None:
+            return Taken(record, Unreadable("unreadable", problem))
         traceparent = _traceparent(record)
         if command.traceparent is None and traceparent is not None:
             command = replace(command, traceparent=traceparent)
@@ -60,6 +68,17 @@ def _read(record: InRecord, limits: Limits) -> Taken:
     elif size > max(limits.input_bytes, limits.result_bytes) + OVERHEAD_BYTES:
         return Taken(record, Unreadable("too_large", f"a {command.type} may not have {size} bytes"))
     return Taken(record, command)
+
+
+def _out_of_range(start: Start) -> str | None:
+    """Why no row can hold a start: it is refused here, where it is one record, and not where it stops a partition."""
+    if abs(start.priority) >= PRIORITY_MAX:
+        return f"the priority of a start lies within {PRIORITY_MAX:,} of 0"
+    if not 0 <= start.at_ms < INSTANT_MAX_MS:
+        return "at_ms of a start is an instant in milliseconds since 1970"
+    if start.debounce is not None and not 0 <= start.debounce.seconds <= DEBOUNCE_MAX_S:
+        return f"a start is debounced for at most {DEBOUNCE_MAX_S:,} seconds"
+    return None
 
 
 def _entity(record: InRecord, key: str) -> EntityCommand | Unreadable:

@@ -1,5 +1,7 @@
 """Laws of one partition's engine: what is remembered, what is forgotten, and what begins when."""
 
+from typing import Any
+
 import orjson
 import pytest
 
@@ -117,6 +119,30 @@ async def test_a_debounced_start_leaves_no_execution() -> None:
     await world.drain()
     found = [name for name in ("e0", "e1", "e2", "e3", "other") if world.state(name) is not None]
     assert found == ["e0", "e2", "other"]
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        {"priority": 10**30},
+        {"at_ms": -1},
+        {"at_ms": 10**400},
+        {"debounce": Debounce(key="press", seconds=1e300)},
+        {"execution_id": "zero\x00byte"},
+    ],
+)
+async def test_a_start_that_no_row_can_hold_is_a_dead_letter_and_its_partition_goes_on(beyond: dict[str, Any]) -> None:
+    world = await opened(LINE)
+    fields = {"name": "line", "execution_id": "poison", **beyond}
+    world.tell(started(**fields), started("line", "good"))
+    await world.drain()
+    letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
+    assert [(letter["kind"], letter["reason"], letter["offset"]) for letter in letters] == [
+        ("command", "unreadable", 0)
+    ]
+    state = world.state("good")
+    assert state is not None
+    assert state.status == "succeeded"
 
 
 async def test_a_repeated_start_of_an_ended_child_tells_its_parent_again() -> None:
