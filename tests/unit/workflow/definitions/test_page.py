@@ -1,4 +1,4 @@
-"""Every definition in docs/workflows.md is valid."""
+"""Every definition in docs/workflows.md and in the README is valid."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,12 @@ import pytest
 from app.adapters.tasks.registry import Registry
 from app.definitions.reading import read_definition
 
-PAGE = Path(__file__).parents[4] / "docs" / "workflows.md"
-BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+ROOT = Path(__file__).parents[4]
+BLOCKS = [
+    block
+    for page in ("docs/workflows.md", "README.md")
+    for block in re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
