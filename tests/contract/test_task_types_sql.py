@@ -8,7 +8,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from pymysql.constants import CLIENT
 
+from app.adapters.sinks.sql import SqlLimits, engine_of, with_driver
 from app.errors import TaskFailed
 from tests.helpers.databases import DatabaseServer, free_port, mariadb_server, postgresql_server
 from tests.helpers.sinks import driver_url, sql_rows, sql_run
@@ -137,6 +139,25 @@ async def test_a_source_cannot_write(plant: Database) -> None:
         assert kind in {"SqlDenied", "SqlStatement"}
         assert not retryable
     assert len(await plant.rows("digits")) == 10
+
+
+async def test_a_query_is_one_statement(plant: Database) -> None:
+    for more in ("commit; delete from digits", "delete from digits"):
+        failed = await plant.run.failure("source.sql", url=plant.url, query=f"select 1 as n; {more}")
+        assert not failed.retryable
+    assert len(await plant.rows("digits")) == 10
+
+
+async def test_a_url_cannot_make_the_driver_send_files(mariadb_server: DatabaseServer) -> None:
+    url = f"{mariadb_server.url}{'&' if '?' in mariadb_server.url else '?'}local_infile=1&read_default_file=/nowhere/at-all.cnf"
+    engine = engine_of(with_driver("", url), SqlLimits())
+    try:
+        async with engine.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            assert not raw.client_flag & (CLIENT.LOCAL_FILES | CLIENT.MULTI_STATEMENTS)
+    finally:
+        await engine.dispose()
 
 
 @pytest.mark.parametrize(
