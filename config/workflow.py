@@ -38,10 +38,10 @@ class WorkflowSettings(Section):
         " workflow.tasks.default and are carried out by workers.",
     )
     local_task_slots: int = setting(
-        64, ge=1, le=10_000, unit="tasks", description="Tasks that one coordinator carries out at once."
+        512, ge=1, le=10_000, unit="tasks", description="Tasks that one coordinator carries out at once."
     )
     local_backlog: int = setting(
-        5_000,
+        2_000,
         ge=1,
         le=10_000_000,
         unit="tasks",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -71,16 +71,21 @@ class PythonTransform:
             raise _refused(params.function, "tasks.python_modules does not allow its module")
 
     async def run(self, call: TaskCall[PythonParams]) -> Any:
-        """An async function on the loop; its module is imported in a thread."""
-        function = await asyncio.to_thread(_function, call.params.function)
-        if not inspect.iscoroutinefunction(function):
-            raise _refused(call.params.function, "mode async takes an `async def`")
-        running: Coroutine[Any, Any, Any] = _called(function, call)
+        """An async function on the loop; its module is imported in a thread, the first time."""
+        name = call.params.function
+        found = _found.get(name)
+        if found is None:
+            found = await asyncio.to_thread(_find, name)
+        if not found.is_async:
+            raise _refused(name, "mode async takes an `async def`")
+        running: Coroutine[Any, Any, Any] = _called(found, call)
         return await running
 
     def run_sync(self, call: TaskCall[PythonParams]) -> Any:
         """Any function in a thread or a process; an async one gets a loop of its own."""
-        result = _called(_function(call.params.function), call)
+        name = call.params.function
+        found = _found.get(name)
+        result = _called(_find(name) if found is None else found, call)
         return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
 
 
@@ -88,18 +93,45 @@ async def _awaited(result: Any) -> Any:
     return await result
 
 
-def _called(function: Callable[..., Any], call: TaskCall[PythonParams]) -> Any:
-    arguments = dict(call.params.args)
+class _Function(NamedTuple):
+    """An imported function and what is asked of it at every call: looking costs 20 µs."""
+
+    call: Callable[..., Any]
+    signature: inspect.Signature
+    takes_task: bool
+    is_async: bool
+
+
+# As many as the modules that tasks.python_modules allows have functions: a module is imported once, as ever.
+_found: Final[dict[str, _Function]] = {}
+
+
+def _find(name: str) -> _Function:
+    """Import it. Raises `TaskFailed` of type `FunctionMissing` or `InvalidArguments`."""
+    function = _function(name)
     try:
         signature = inspect.signature(function)
-        if "task" in signature.parameters:
-            arguments["task"] = call
-        signature.bind(list(call.rows), **arguments)
     except (TypeError, ValueError) as error:
-        raise TaskFailed(
-            "InvalidArguments", f"{call.params.function} cannot be called so: {error}", retryable=False
-        ) from error
-    return function(list(call.rows), **arguments)
+        raise _uncallable(name, error) from error
+    found = _Function(function, signature, "task" in signature.parameters, inspect.iscoroutinefunction(function))
+    _found[name] = found
+    return found
+
+
+def _called(function: _Function, call: TaskCall[PythonParams]) -> Any:
+    arguments = dict(call.params.args)
+    if function.takes_task:
+        arguments["task"] = call
+    rows = list(call.rows)
+    try:
+        function.signature.bind(rows, **arguments)
+    except TypeError as error:
+        raise _uncallable(call.params.function, error) from error
+    return function.call(rows, **arguments)
+
+
+def _uncallable(name: str, error: Exception) -> TaskFailed:
+    return TaskFailed("InvalidArguments", f"{name} cannot be called so: {error}", retryable=False)
 
 
 def _function(name: str) -> Callable[..., Any]:
