@@ -48,6 +48,7 @@ class DefinitionsFeed:
             whole=(topic,),
             skippable=(),
             reader="the registry of workflows",
+            asked=True,
         )
 
     @property

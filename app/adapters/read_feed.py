@@ -39,7 +39,7 @@ class ReadFeed:
     no more than `lookback_max_records` of a topic, shared by its partitions.
     `caught_up` is true once everything that existed has been taken; `lag` is what waits now. Topics in
     `skippable` that are too far behind are skipped up to the newest record, and `skipped` is called.
-    `reader` is what the log calls whom it feeds.
+    `reader` is what the log calls whom it feeds; `asked` that `read_all` is called.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class ReadFeed:
         skippable: Iterable[str] = (DEVICE_TELEMETRY.name,),
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         reader: str = "the read model",
+        asked: bool = False,
     ) -> None:
         self._kafka = kafka
         self._bootstrap = bootstrap_servers
@@ -65,8 +66,9 @@ class ReadFeed:
         self._skippable = frozenset(skippable)
         self._now_ms = now_ms
         self._reader = reader
+        self._asked = asked
         self._failing = False
-        self._live: Any = None
+        self._asker: Any = None
         self._positions: dict[TopicPartition, int] = {}
         self._targets: dict[TopicPartition, int] = {}
         self.caught_up = False
@@ -87,14 +89,15 @@ class ReadFeed:
     async def read_all(self) -> None:
         """Return when all that the topics hold at the time of the call has been taken; `run` is under way.
 
-        Waits through an absence of the broker.
+        Waits through an absence of the broker. Only of a feed that is `asked`.
         """
+        assert self._asked
         while True:
-            consumer = self._live
-            if consumer is not None:
+            asker = self._asker
+            if asker is not None:
                 with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                    ends = await consumer.end_offsets(list(self._positions))
-                    while self._live is consumer:
+                    ends = await asker.end_offsets(list(self._positions))
+                    while self._asker is asker:
                         if all(self._positions[partition] >= end for partition, end in ends.items()):
                             return
                         await asyncio.sleep(_LOOK_S)
@@ -104,10 +107,14 @@ class ReadFeed:
         """Read until `stop`, or until topics have grown: then return, to begin again with all partitions."""
         partitions = await self._partitions()
         consumer = self._consumer()
+        # Of its own: a broker answers a connection in order, and a fetch that waits for records holds it.
+        asker = self._consumer() if self._asked else None
         try:
             await consumer.start()
             await self._assign(consumer, partitions)
-            self._live = consumer
+            if asker is not None:
+                await asker.start()
+            self._asker = asker
             self._back()
             looked_s = time.monotonic()
             while not stop.is_set():
@@ -118,8 +125,8 @@ class ReadFeed:
                         return
         finally:
             self.connected = False
-            self._live = None
-            await consumer.stop()
+            self._asker = None
+            await asyncio.gather(*(each.stop() for each in (consumer, asker) if each is not None))
 
     def _consumer(self) -> Any:
         return AIOKafkaConsumer(

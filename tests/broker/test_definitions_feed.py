@@ -91,6 +91,16 @@ async def test_a_version_applied_again_keeps_its_first_time_and_is_the_latest(
         }
 
 
+async def test_who_asks_whether_all_was_read_waits_behind_no_fetch(broker: str, new_topic: TopicFactory) -> None:
+    """Behind one that waits for records each question would take 0.2 s, 20 s in all; the engine stands meanwhile."""
+    topic = new_topic(partitions=1)
+    async with following(broker, topic) as feed:
+        await read(feed)
+        async with asyncio.timeout(10):
+            for _ in range(100):
+                await feed.caught_up()
+
+
 async def test_summaries_of_entities_come_and_go(broker: str, new_topic: TopicFactory) -> None:
     topic = new_topic(partitions=1)
     await send(broker, topic, [(b"schedule:nightly", b'{"next": 1}'), (b"schedule:b", b"{}"), (b"backfill:x", b"{}")])
