@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
 from pydantic import BaseModel
 
+from app.adapters.tasks.protocol import fixed_params
 from app.definitions import expressions
 from app.definitions.expressions import needs_of
 from app.definitions.models import CONTROL_PARAMS
@@ -26,6 +27,7 @@ RESERVED: Final = frozenset(
     }
 )
 _PASSWORD: Final = re.compile(r"://[^/@\s:]*:([^@\s/]+)@")
+_HOLE: Final = re.compile(r"(?<!\$)\$\{")
 _SECRET_FIELD: Final = re.compile(
     r"(?:^|_|-)(?:password|passwd|secret|token|api[_-]?key|authorization)$", re.IGNORECASE
 )
@@ -188,6 +190,9 @@ def _params(
             yield Found((*path, "type"), error.message)
             return
         params = {name: value for name, value in params.items() if name != "from"}
+        for name in sorted(fixed_params(model)):
+            if isinstance(text := params.get(name), str) and _HOLE.search(text):
+                yield Found((*path, "with", name), "takes no ${…}: the value would be part of it; bind values by name")
     for inner, message in shape_problems(model, params, secret=True):
         if not _has_hole(params, inner):
             yield Found((*path, "with", *inner), message)

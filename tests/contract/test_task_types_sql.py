@@ -149,8 +149,10 @@ async def test_a_query_is_one_statement(plant: Database) -> None:
 
 
 async def test_a_url_cannot_make_the_driver_send_files(mariadb_server: DatabaseServer) -> None:
-    url = f"{mariadb_server.url}{'&' if '?' in mariadb_server.url else '?'}local_infile=1&read_default_file=/nowhere/at-all.cnf"
-    engine = engine_of(with_driver("", url), SqlLimits())
+    url = with_driver("", mariadb_server.url).update_query_dict(
+        {"local_infile": "1", "read_default_file": "/nowhere/at-all.cnf"}
+    )
+    engine = engine_of(url, SqlLimits())
     try:
         async with engine.connect() as connection:
             raw = (await connection.get_raw_connection()).driver_connection

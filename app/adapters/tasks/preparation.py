@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from typing import Any, Final, Protocol
 from pydantic import BaseModel
 
 from app.adapters.tasks.payload import Payloads, is_reference
-from app.adapters.tasks.protocol import Kind, TaskType, kind_of
+from app.adapters.tasks.protocol import Kind, TaskType, fixed_params, kind_of
 from app.adapters.tasks.secrets import REFERENCE, Resolution, Secrets
 from app.domain.workflow.expressions import Expressions
 from app.domain.workflow.orders import TaskOrder
+from app.errors import TaskFailed
 from config.redact import redact_text
 
 FROM: Final = "from"
+_HOLE: Final = re.compile(r"(?<!\$)\$\{")
 SHAPES: Final = 10_000
 
 
@@ -121,6 +124,13 @@ class Preparation:
     def _new_shape(self, order: TaskOrder) -> Shape:
         task_type = self._types.get(order.type)  # (1)
         given = {key: value for key, value in order.params.items() if key != FROM}
+        for name in fixed_params(task_type.params_model):
+            if _any_string(given.get(name), lambda text: _HOLE.search(text) is not None):
+                raise TaskFailed(
+                    "InvalidParams",
+                    f"`with` is not valid: {name}: takes no ${{…}}; bind values by name",
+                    retryable=False,
+                )
         source = order.params.get(FROM)
         has_secrets = _any_string(given, lambda text: REFERENCE.search(text) is not None)
         renders = _any_string(given, lambda text: "${" in REFERENCE.sub("", text))

@@ -26,7 +26,17 @@ from pydantic import BaseModel
 from app.adapters.tasks.resources import Resources
 from app.errors import TaskFailed
 
-__all__ = ["AsyncTaskType", "Kind", "Resources", "SyncTaskType", "TaskCall", "TaskFailed", "TaskType", "kind_of"]
+__all__ = [
+    "AsyncTaskType",
+    "Kind",
+    "Resources",
+    "SyncTaskType",
+    "TaskCall",
+    "TaskFailed",
+    "TaskType",
+    "fixed_params",
+    "kind_of",
+]
 
 Kind = Literal["async", "blocking", "process"]
 """Where a type runs: on the event loop, in a thread, or in a process of its own."""
@@ -108,6 +118,14 @@ class SyncTaskType(TaskType, Protocol):
     """Runs in a thread ("blocking") or in a task process ("process"), where it may be killed."""
 
     def run_sync(self, call: TaskCall[Any]) -> Any: ...
+
+
+def fixed_params(params_model: type[BaseModel]) -> frozenset[str]:
+    """The parameters that may hold no `${expression}`: a value pasted into them could change what they do.
+
+    A model names them in a class variable `fixed`.
+    """
+    return frozenset(getattr(params_model, "fixed", ()))
 
 
 def kind_of(task_type: TaskType, params: BaseModel) -> Kind:

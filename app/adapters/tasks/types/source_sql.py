@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,9 @@ _PARTITION: Final = 500
 
 class SqlSourceParams(Params):
     """What source.sql is told."""
+
+    # A value within the text of a statement would be part of the statement.
+    fixed: ClassVar[frozenset[str]] = frozenset({"query"})
 
     url: str = Field(min_length=1, description="Database: sqlite:///file, postgresql://…, mysql://… or mariadb://….")
     query: str = Field(min_length=1, description="One SELECT; `:name` is bound to a value, never pasted.")

@@ -381,3 +381,12 @@ def test_any_document_is_answered_with_problems(value: Any) -> None:
 def test_any_text_is_answered_with_problems(text: str) -> None:
     reading = read_definition(text, TYPES)
     assert (reading.definition is None) == bool(reading.errors)
+
+
+@pytest.mark.parametrize("hole", ["${input.device}", "${secret:table}"])
+def test_text_of_a_query_takes_no_expression(hole: str) -> None:
+    text = with_task(json.dumps({"type": "source.sql", "with": {"url": "sqlite:///x", "query": f"select {hole}"}}))
+    (message,) = messages(text)
+    assert "tasks.two.with.query" in message
+    assert "bind values by name" in message
+    assert messages(text.replace("select $", "select $$")) == []

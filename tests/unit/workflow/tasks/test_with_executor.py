@@ -92,3 +92,10 @@ async def test_an_error_does_not_tell_the_secret(executor: Executor) -> None:
     told = await report_of(executor, "source.file", {"path": "${input.text}.json"})
     assert told.error is not None
     assert "s3cret" not in repr(told.error)
+
+
+async def test_no_value_is_pasted_into_a_query_even_of_a_definition_that_nobody_checked(executor: Executor) -> None:
+    query = {"url": "${secret:db}", "query": "select '${input.text}' as pasted"}
+    told = await report_of(executor, "source.sql", query)
+    assert told.error is not None
+    assert (told.error.type, told.error.retryable) == ("InvalidParams", False)
