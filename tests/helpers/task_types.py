@@ -161,6 +161,10 @@ def done(call: TaskCall[Params]) -> Any:
             return value
         case "rows":
             return list(call.rows)
+        case "length":
+            return len(value)
+        case "count":
+            return [len(call.rows), type(call.rows[0]).__name__]
         case "call":
             return {"key": call.idempotency_key, "attempt": call.attempt, "context": dict(call.context)}
         case "raise":

@@ -22,6 +22,10 @@ from app.errors import TaskFailed
 from config.redact import redact_text
 
 FROM: Final = "from"
+# What every context has; the rest are results of earlier tasks that the params mention, and the item of a map, which
+# may be a large result itself.
+_ALWAYS: Final = 4
+_NO_RESULTS: Final = frozenset({"input", "trigger", "execution", "needs", "index", "error"})
 _HOLE: Final = re.compile(r"(?<!\$)\$\{")
 SHAPES: Final = 10_000
 
@@ -83,11 +87,13 @@ class Preparation:
         shape = self._shape(order)
         context = order.context
         needs = context.get("needs") or {}
-        for result in needs.values():
-            if holds_reference(result):
-                needs = await self._read_large(needs)
-                context = {**context, "needs": needs}
-                break
+        if any(map(holds_reference, needs.values())):
+            needs = await self._read_large(needs)
+            context = {**context, "needs": needs}
+        if len(context) > _ALWAYS:
+            further = {name: value for name, value in context.items() if name not in _NO_RESULTS}
+            if any(map(holds_reference, further.values())):
+                context = {**context, **await self._read_large(further)}
         names = _names(context, needs) if shape.renders or shape.source is not None else {}
         rows = self._rows(shape, needs, names)
         if shape.params is not None:
@@ -187,7 +193,7 @@ class Unprepared(Exception):
 def holds_reference(result: Any) -> bool:
     """Whether a result is a reference to a large one, or the list of a map with some."""
     if type(result) is list:
-        return bool(result) and len(result) <= 10_000 and any(is_reference(item) for item in result)
+        return any(map(is_reference, result))
     return is_reference(result)
 
 

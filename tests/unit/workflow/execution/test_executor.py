@@ -281,6 +281,15 @@ async def test_large_result_becomes_a_file_and_is_read_for_the_task_that_needs_i
             context = {"input": None, "needs": needs}
             rows = await run(running, order("test.async", params={"do": "rows", "from": "a"}, context=context))
             assert rows.result == report.result or rows.result[PAYLOAD]["bytes"] > 1_000
+        for name in ("ancestor", "item"):
+            context = {"input": None, "trigger": None, "execution": {}, "needs": {}, name: report.result}
+            params = {"do": "length", "value": f"${{{name}}}"}
+            assert (await run(running, order("test.async", params=params, context=context))).result == 500, name
+            rows = await run(running, order("test.async", params={"do": "rows", "from": name}, context=context))
+            assert rows.result == report.result, name
+        many = [report.result, *range(20_000)]
+        count = await run(running, order("test.async", params={"do": "count"}, context={"needs": {"a": many}}))
+        assert count.result == [20_001, "list"]
         beyond = await run(running, order("test.async", "large", 200_000))
         assert beyond.error is not None
         assert beyond.error.detail == {"bytes": 200_002, "limit_bytes": 100_000}
