@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
+from agents.engine_aside import Broken, put_aside
 from agents.engine_batch import Batch
 from agents.engine_debounce import holds_back, mark, mark_key
 from agents.engine_entities import EntityCommand, is_entity
@@ -77,7 +78,7 @@ class Engine:
         self._outside = Outside(node, self.partition)
         self._turns = Turns(node, self._store, self._timers, self._gate, self._outside)
         self._keeper = EntityKeeper(node, tables, self._row, self._turns, self._outside)
-        self._sweep = Sweep(tables, now_ms)
+        self._sweep = Sweep(tables, now_ms, self._store.found_broken)
         self._inbox: deque[Report | Heartbeat] = deque()
         self._taken: list[Taken] = []
         self._slow_until_s = 0.0
@@ -130,7 +131,7 @@ class Engine:
 
     def tick_in_s(self) -> float:
         """0 when something waits, else until the next timer."""
-        if self._inbox or self._in_hand or self._is_new:
+        if self._inbox or self._in_hand or self._is_new or self._store.has_broken:
             return 0.0
         clock = self._node.clock
         wall_ms = min(self._timers.next_ms(), self._sweep.next_ms, self._gate.next_ms())
@@ -230,6 +231,8 @@ class Engine:
     def _conclude(self, now_ms: int) -> Batch:
         """(1), its end, and (2)"""
         self._fire(now_ms)
+        for broken in self._store.take_broken():
+            self._put_aside(broken, now_ms)
         self._turns.follow_up()
         batch = self._turns.batch
         self._store.conclude(batch, self._node.terms(), now_ms, self._turns.unwritable)
@@ -238,6 +241,11 @@ class Engine:
             self._active_shown = self._turns.active
             metrics.WORKFLOW_ACTIVE.labels(str(self.partition)).set(self._active_shown)
         return batch
+
+    def _put_aside(self, broken: Broken, now_ms: int) -> None:
+        self._gate.release(broken.execution_id)
+        if put_aside(broken, self._turns.batch, self._tables, self._outside, now_ms):
+            self._turns.active -= 1
 
     def _fire(self, now_ms: int) -> None:
         for timer in self._timers.due(now_ms, TIMERS_AT_ONCE):
@@ -279,6 +287,8 @@ class Engine:
             return
         if self._store.ended(start.execution_id) is not None:
             self._repeat(start)
+            return
+        if self._store.is_broken(start.execution_id):
             return
         if self._is_held_back(start):
             return
@@ -329,6 +339,8 @@ class Engine:
             self._refuse(taken, "cannot_retry", why)
         elif live is not None:
             self._turns.decide(live, command)
+        elif isinstance(command, ASKED_BY_PEOPLE) and self._store.is_broken(command.execution_id):
+            self._refuse(taken, "unreadable", f"The rows of {command.execution_id!r} cannot be read.")
         elif isinstance(command, ASKED_BY_PEOPLE) and self._store.ended(command.execution_id) is None:
             self._refuse(taken, "unknown_execution", f"There is no execution {command.execution_id!r}.")
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from agents.engine_aside import UNREADABLE, Broken
 from agents.engine_terms import Graphs, Terms
 from app.domain.workflow.effects import SetTimer, outstanding
 from app.domain.workflow.events import Event
@@ -54,6 +55,9 @@ class Executions:
         self._graphs = graphs
         self._cache: OrderedDict[str, Live] = OrderedDict()
         self._dirty: dict[str, Live] = {}
+        self._broken: dict[str, Broken] = {}
+        aside = tables.range(rows.ASIDE, bytes((rows.ASIDE[0] + 1,)))
+        self._aside = {rows.id_of(key) for key, _ in aside}
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -70,18 +74,26 @@ class Executions:
         row = self._tables.get(rows.live_key(execution_id))
         if row is None:
             return None
-        live = self._cache[execution_id] = self._load(execution_id, rows.LIVE, row)
+        live = self._read(execution_id, rows.LIVE, row)
+        if live is not None:
+            self._cache[execution_id] = live
         return live
 
     def ended(self, execution_id: str) -> Header | None:
         """The header of an execution that has ended and is still known."""
         row = self._tables.get(rows.ended_key(execution_id))
-        return None if row is None else rows.header_of(row)
+        if row is None:
+            return None
+        try:
+            return rows.header_of(row)
+        except UNREADABLE as error:
+            self.found_broken(Broken(execution_id, rows.ENDED, row, error))
+            return None
 
     def read_ended(self, execution_id: str) -> Live | None:
         """An execution that has ended, to look at or to go on with (`touch` it then)."""
         row = self._tables.get(rows.ended_key(execution_id))
-        return None if row is None else self._load(execution_id, rows.ENDED, row)
+        return None if row is None else self._read(execution_id, rows.ENDED, row)
 
     def begin(self, execution_id: str, graph: Graph | None, arrival: int) -> Live:
         """A new execution, whose first decision is about to be made."""
@@ -97,7 +109,35 @@ class Executions:
     def headers(self) -> Iterator[tuple[str, Header]]:
         """Every live execution on disk, in the order of ids."""
         for key, row in self._tables.range(rows.LIVE, bytes((rows.LIVE[0] + 1,))):
-            yield rows.id_of(key), rows.header_of(row)
+            execution_id = rows.id_of(key)
+            try:
+                header = rows.header_of(row)
+            except UNREADABLE as error:
+                self.found_broken(Broken(execution_id, rows.LIVE, row, error))
+                continue
+            yield execution_id, header
+
+    # ---- what cannot be read ----
+
+    def is_broken(self, execution_id: str) -> bool:
+        """Whether there is an execution of this name whose rows cannot be read."""
+        return execution_id in self._broken or execution_id in self._aside
+
+    @property
+    def has_broken(self) -> bool:
+        """Whether one was found that is not put aside yet."""
+        return bool(self._broken)
+
+    def found_broken(self, broken: Broken) -> None:
+        """It is to be put aside with the batch that is concluded next."""
+        self._broken[broken.execution_id] = broken
+
+    def take_broken(self) -> list[Broken]:
+        """Those to be put aside now."""
+        found = list(self._broken.values())
+        self._aside.update(self._broken)
+        self._broken.clear()
+        return found
 
     def conclude(
         self, changes: Changes, terms: Terms, now_ms: int, unwritable: Callable[[Live, Exception], None]
@@ -125,6 +165,13 @@ class Executions:
         return gone
 
     # ---- rows ----
+
+    def _read(self, execution_id: str, prefix: bytes, row: bytes) -> Live | None:
+        try:
+            return self._load(execution_id, prefix, row)
+        except UNREADABLE as error:
+            self.found_broken(Broken(execution_id, prefix, row, error))
+            return None
 
     def _load(self, execution_id: str, prefix: bytes, row: bytes) -> Live:
         history = rows.history_of(row)

@@ -4,8 +4,10 @@ A walk over the rows costs less than a row of its own for each end: it goes on w
 finds what has to go, slowly where it does not. Marks of debounces and of rates go the same way.
 """
 
+from collections.abc import Callable
 from typing import Final
 
+from agents.engine_aside import UNREADABLE, Broken
 from agents.engine_debounce import MARKS, is_over
 from agents.engine_gate import BEGINS, is_past
 from tables import executions as rows
@@ -19,9 +21,10 @@ _AFTER: Final = {rows.ENDED: MARKS, MARKS: BEGINS, BEGINS: rows.ENDED}
 class Sweep:
     """The walk through one partition."""
 
-    def __init__(self, tables: TablePartition, now_ms: int) -> None:
+    def __init__(self, tables: TablePartition, now_ms: int, found_broken: Callable[[Broken], None]) -> None:
         self.next_ms = now_ms + SLOW_MS
         self._tables = tables
+        self._found_broken = found_broken
         self._at = rows.ENDED
 
     def step(self, changes: Changes, retention_ms: int, most: int, now_ms: int) -> None:
@@ -47,7 +50,11 @@ class Sweep:
         self.next_ms = now_ms + (QUICK_MS if gone * 4 >= most else SLOW_MS)
 
     def _look(self, changes: Changes, key: bytes, value: bytes, before_ms: int) -> int:
-        header = rows.header_of(value)
+        try:
+            header = rows.header_of(value)
+        except UNREADABLE as error:
+            self._found_broken(Broken(rows.id_of(key), rows.ENDED, value, error))
+            return 0
         if header.at >= before_ms:
             return 0
         changes.delete(key)

@@ -11,6 +11,7 @@ from app.domain.workflow.effects import Dispatch
 from app.domain.workflow.expressions import Expressions
 from app.domain.workflow.graph import Graph, graph_of
 from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.state import Execution
 from app.domain.workflow.turn import LIMITS, Limits
 from app.ports import Clock, Definitions
 
@@ -48,6 +49,13 @@ class Wanted(NamedTuple):
     queue: str
     dispatch: Dispatch
     asked_ms: int
+
+
+def names_of(state: Execution) -> dict[str, str]:
+    """What every log line of an execution carries."""
+    parts = (state.traceparent or "").split("-")
+    trace_id = parts[1] if len(parts) > 1 else ""
+    return {"workflow_id": state.workflow, "execution_id": state.execution_id, "trace_id": trace_id}
 
 
 class Owner(Protocol):

@@ -12,7 +12,7 @@ from agents.engine_batch import Batch
 from agents.engine_gate import Gate
 from agents.engine_outside import Outside
 from agents.engine_store import Executions, Live, Oversize
-from agents.engine_terms import Node, Wanted
+from agents.engine_terms import Node, Wanted, names_of
 from app.domain.workflow.commands import Admit, Cancel, Command, RetryExecution, Start, TaskError
 from app.domain.workflow.decide import advance
 from app.domain.workflow.effects import (
@@ -216,7 +216,7 @@ class Turns:
                 ended.status,
                 ended.task or "its start",
                 cause,
-                extra={"action": "execution_failed", **_names(state)},
+                extra={"action": "execution_failed", **names_of(state)},
             )
 
     # ---- timers ----
@@ -287,7 +287,7 @@ class Turns:
 
     def say_broken(self, live: Live, error: Exception) -> None:
         """Log a bug with the names of the execution that met it."""
-        names = {"execution_id": live.id} if live.state is None else _names(live.state)
+        names = {"execution_id": live.id} if live.state is None else names_of(live.state)
         log.error(
             "execution %s cannot go on: %r",
             live.id,
@@ -311,10 +311,3 @@ def _is_durable(name: str, graph: Graph | None) -> bool:
         return True
     timer = read_timer(name)
     return timer is not None and graph is not None and graph.nodes[timer.task].is_control
-
-
-def _names(state: Execution) -> dict[str, str]:
-    """What every log line of an execution carries."""
-    parts = (state.traceparent or "").split("-")
-    trace_id = parts[1] if len(parts) > 1 else ""
-    return {"workflow_id": state.workflow, "execution_id": state.execution_id, "trace_id": trace_id}

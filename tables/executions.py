@@ -4,6 +4,7 @@ r"""Executions as rows: a small header that a scan can read, and the runs of eve
 |---|---|
 | `x` id | a live execution: header, then the runs since the last sealed chunk |
 | `f` id | the same of one that has ended |
+| `q` id | the row of one that could not be read, put aside as it was |
 | `h` id `\x00` chunk (4 bytes, big endian) | runs sealed because the row had grown, never written again |
 
 A run is what one record of `workflow.events` carries, byte for byte; the state is their fold. A decision writes
@@ -19,6 +20,7 @@ import msgspec
 LIVE: Final = b"x"
 ENDED: Final = b"f"
 SEALED: Final = b"h"
+ASIDE: Final = b"q"
 _SIZE: Final = struct.Struct(">I")
 _CHUNK: Final = struct.Struct(">I")
 _FIRST_SEQ: Final = struct.Struct(">I")
@@ -96,6 +98,11 @@ def live_key(execution_id: str) -> bytes:
 def ended_key(execution_id: str) -> bytes:
     """Of the row of one that has ended."""
     return ENDED + execution_id.encode()
+
+
+def aside_key(execution_id: str) -> bytes:
+    """Of the row of one that could not be read."""
+    return ASIDE + execution_id.encode()
 
 
 def chunk_key(execution_id: str, chunk: int) -> bytes:

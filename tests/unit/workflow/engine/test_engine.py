@@ -12,6 +12,7 @@ from app.domain.workflow.events import ExecutionStarted, TaskFailed
 from app.domain.workflow.state import Execution
 from app.ports import OutRecord
 from config.topics import WORKFLOW_DEADLETTER, WORKFLOW_DEFINITIONS, WORKFLOW_EVENTS
+from tables.partition import Changes
 from tests.helpers.engine import started, task, workflow
 from tests.unit.workflow.engine.world import World
 
@@ -418,3 +419,52 @@ async def test_what_no_record_can_carry_is_a_failure_with_its_size() -> None:
     letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
     assert [letter["reason"] for letter in letters if letter["kind"] == "command"] == ["too_large"]
     assert max(len(record.value or b"") for records in world.log.topics.values() for record in records) < 910_000
+
+
+# ---- rows that cannot be read ----
+
+
+@pytest.mark.parametrize("spoil", ["header", "events", "whole"])
+async def test_an_execution_whose_rows_cannot_be_read_fails_loudly_and_its_partition_goes_on(
+    spoil: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = workflow("gate", task("a"), task("ask", "a", type="approval"), concurrency=Concurrency(limit=1))
+    world = await opened(flow)
+    world.tell(started("gate", "first"), started("gate", "second"))
+    await world.drain(forward_ms=1_000)
+    seq = len(world.history("first"))
+    row = world.tables.get(b"xfirst")
+    assert row is not None
+    spoiled = {"header": b"\x00\x00\x00\x02\xc1\xc1" + row[6:], "events": row[:-9] + b"}broken}}", "whole": b"?"}[spoil]
+    world.tables.write(Changes(rows={b"xfirst": spoiled}), timestamp_ms=world.clock.ms)
+    await world.crash()
+    world.tell(Signal(execution_id="first", command_id="s1", name="ask"), started("gate", "first"))
+    await world.drain(forward_ms=1_000)
+    world.tell(Signal(execution_id="second", command_id="s2", name="ask"))
+    await world.drain(forward_ms=1_000)
+    state = world.state("second")
+    assert state is not None
+    assert state.status == "succeeded", "its place in the line was given back"
+    assert (world.tables.get(b"xfirst"), world.tables.get(b"qfirst")) == (None, spoiled)
+    assert world.engine.active == 0
+    letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
+    assert [each["error"]["type"] for each in letters if each["kind"] == "execution"] == ["Unreadable"]
+    assert [each["reason"] for each in letters if each["kind"] == "command"] == ["unreadable"]
+    assert [record.levelname for record in caplog.records if getattr(record, "action", "") == "execution_broken"] == [
+        "ERROR"
+    ]
+    if spoil == "events":
+        assert len(world.history("first")) == seq + 1
+        assert world.state("first").status == "failed"  # type: ignore[union-attr]
+
+
+async def test_an_ended_execution_that_cannot_be_read_is_put_aside_and_not_started_again() -> None:
+    world = await opened(LINE)
+    await run(world, started("line", "one"))
+    world.tables.write(Changes(rows={b"fone": b"?"}), timestamp_ms=world.clock.ms)
+    await world.crash()
+    world.tell(started("line", "one"), RetryExecution(execution_id="one", command_id="r"))
+    await world.drain(forward_ms=1_000)
+    assert (world.rows(b"f"), world.rows(b"q"), world.rows(b"x")) == ([], [b"qone"], [])
+    letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
+    assert [each["reason"] for each in letters] == ["unreadable"]
