@@ -123,6 +123,13 @@ class ExecutionsSettings(Section):
         ge=1,
         le=60_000,
     )
+    feed_silent_s: float = setting(
+        30.0,
+        description="The process that feeds the index is killed and started again when it says nothing for so long.",
+        unit="s",
+        ge=1,
+        le=3600,
+    )
     history_page_max: int = setting(
         5000, description="Most events of one page of a history.", unit="records", ge=1, le=100_000
     )

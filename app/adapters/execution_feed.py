@@ -68,13 +68,13 @@ class ExecutionFeed:
         self._store = ExecutionStore(Path(settings.directory), settings.cache_bytes)
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
+        self._goal: dict[TopicPartition, int] = {}
         self._watched: set[str] = set()
         self._asked: dict[int, Mapping[TopicPartition, int]] = {}
         self._looking: set[int] = set()
         self._asker: Any = None
         self._partitions = 0
         self._connected = False
-        self._caught_up = False
         self._asking: set[asyncio.Task[None]] = set()
 
     # ---- orders ----
@@ -162,10 +162,11 @@ class ExecutionFeed:
 
     def _state(self) -> dict[str, Any]:
         lag = sum(max(0, end - self._positions.get(partition, 0)) for partition, end in self._ends.items())
-        self._caught_up = self._caught_up or (self._connected and lag == 0)
+        # Of what was there when it connected: under load something always waits.
+        caught_up = self._connected and all(self._positions[each] >= end for each, end in self._goal.items())
         return {
             "connected": self._connected,
-            "caught_up": self._caught_up,
+            "caught_up": caught_up,
             "lag": lag,
             "executions": self._store.count,
             "unreadable": self._store.unreadable,
@@ -232,7 +233,7 @@ class ExecutionFeed:
             at = max(known.get((each.topic, each.partition), 0), begins[each])
             consumer.seek(each, at)
             self._positions[each] = at
-        self._ends = dict(ends)
+        self._ends, self._goal = dict(ends), dict(ends)
 
     async def _poll(self, consumer: Any) -> None:
         batches = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._settings.batch_records)
@@ -256,7 +257,7 @@ class ExecutionFeed:
             newest = consumer.highwater(partition)
             if newest is not None:
                 self._ends[partition] = newest
-            if not batches:  # nothing fetched: a tail of transaction markers is passed too
+            if partition not in batches:  # nothing fetched: a tail of transaction markers is passed too
                 self._positions[partition] = await consumer.position(partition)
         if self._asked:
             self._answer()

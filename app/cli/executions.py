@@ -71,21 +71,25 @@ def list_executions(
     api = Api(url, config, flags)
     found: list[dict[str, Any]] = []
     cursor: str | None = None
+    complete = True
     while len(found) < limit:
         page = api.get("executions", **query, **times, cursor=cursor, limit=min(PAGE, limit - len(found)))
         found += page["items"]
+        complete &= page["complete"]
         cursor = page["next_cursor"]
         if cursor is None:
             break
     if as_json:
-        print_json({"items": found, "more": cursor is not None})
+        print_json({"items": found, "more": cursor is not None, "complete": complete})
         return
-    if not found:
+    if found:
+        show_table(("execution", "workflow", "status", "created", ">took", ">attempts", "error"), map(_cells, found))
+    else:
         print("No execution matches.")
-        return
-    show_table(("execution", "workflow", "status", "created", ">took", ">attempts", "error"), map(_cells, found))
     if cursor is not None:
         print("There are more; --limit shows them.")
+    if not complete:
+        print("The index is being made or is not fed: executions may be missing, or shown as they were.")
 
 
 @app.command()

@@ -7,6 +7,7 @@ from fastapi import APIRouter, HTTPException
 
 from app.adapters.execution_reader import Row, Wanted
 from app.domain.workflow.commands import Cancel, Command, Pause, Resume, RetryExecution, Signal
+from app.http.execution_index import Behind
 from app.http.execution_schemas import Action, BulkOrder, BulkView
 from app.http.executions import APPLIES, CommandId, refused
 from app.http.problems import RESPONSES, UNAVAILABLE
@@ -67,10 +68,12 @@ def _allowed(action: Action, order: BulkOrder) -> frozenset[str]:
 
 
 async def _matching(access: Access, action: Action, order: BulkOrder, most: int) -> tuple[list[Row], bool]:
-    """At most so many, newest first, and whether there are more."""
+    """At most so many, newest first, and whether there are more. Raises `Behind` where a filter would miss some."""
     if order.ids is not None:
         found = [await access.row(execution_id) for execution_id in dict.fromkeys(order.ids)]
         return _fit(access, action, order, found)[:most], False
+    if not access.index.complete:
+        raise Behind("The index of executions has not read everything yet: a filter would miss some.")
     wanted = Wanted(
         workflow=order.workflow,
         # Rerunning what succeeded must be asked for by its status.

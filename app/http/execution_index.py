@@ -31,6 +31,9 @@ _RESTART_FIRST_S: Final = 0.2
 _RESTART_MAX_S: Final = 10.0
 _STOP_S: Final = 5.0
 _ASKED_MAX: Final = 5000
+_LOOK_S: Final = 1.0  # between two looks whether the process has said something; it does so twice a second
+_HUSH_LOOKS: Final = 5
+_UNREAD_BYTES: Final = 1 << 20  # of orders, after which a question waits until the process reads again
 
 
 class Behind(Unavailable):
@@ -72,6 +75,7 @@ class ExecutionIndex:
         self._orders: asyncio.StreamWriter | None = None
         self._open = asyncio.Event()
         self.state: Mapping[str, Any] = {}
+        self._silent_looks = 0
         self.pid: int | None = None
 
     # ---- life ----
@@ -109,20 +113,39 @@ class ExecutionIndex:
         self.pid = process.pid
         process.stdin.write(self._configuration)
         hearing = asyncio.create_task(self._hear(process.stdout, process.stdin), name="executions feed")
+        silent = asyncio.create_task(self._silence(), name="silence of the executions feed")
         try:
-            await asyncio.wait({hearing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({hearing, silent, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            stuck = silent.done()
+            silent.cancel()
+            if stuck:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
             opened = self._open.is_set()
             self._orders, self.state, self.pid = None, {}, None
             self._open.clear()
             process.stdin.close()
             await _end(process, hearing)
+        if stuck:
+            return opened, f"it had said nothing for {self._settings.feed_silent_s} s"
         error = None if hearing.cancelled() else hearing.exception()
         return opened, f"exit code {process.returncode}" if error is None else repr(error)
+
+    async def _silence(self) -> None:
+        """Return when the open process has said nothing for too long.
+
+        Looks are counted, not seconds, so that a stop of this process is not taken for one of the other.
+        """
+        self._silent_looks = 0
+        while self._silent_looks * _LOOK_S < self._settings.feed_silent_s:
+            await asyncio.sleep(_LOOK_S)
+            self._silent_looks += self._open.is_set()
 
     async def _hear(self, lines: asyncio.StreamReader, orders: asyncio.StreamWriter) -> None:
         while line := await lines.readline():
             message = orjson.loads(line)
+            self._silent_looks = 0
             for execution_id in message.get("told", ()):
                 for watcher in self._watchers.get(execution_id, ()):
                     watcher.told()
@@ -145,9 +168,16 @@ class ExecutionIndex:
         """End the threads; nothing may be asked any more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def complete(self) -> bool:
+        """Whether lists may be believed: the index is fed, and all that was there when it connected is in it."""
+        return self.check().ok
+
     def check(self) -> Check:
         """For readiness: fed, and everything that was there at the start is in it."""
         state = self.state
+        if self._silent_looks >= _HUSH_LOOKS:
+            return Check(ok=False, detail="the process that feeds it says nothing")
         if not state.get("connected"):
             return Check(ok=False, detail="waits for Kafka")
         detail = f"{state['executions']} executions, lag {state['lag']} records"
@@ -186,7 +216,8 @@ class ExecutionIndex:
                 await self._open.wait()
                 # Without a connection nothing is answered, so that the question is put again.
                 while not waiting.done():
-                    self._order({"ask": number, "execution": execution_id})
+                    if self._orders is not None and self._orders.transport.get_write_buffer_size() < _UNREAD_BYTES:
+                        self._order({"ask": number, "execution": execution_id})
                     await asyncio.wait({waiting}, timeout=0.25)
         except TimeoutError as error:
             raise Behind("The index of executions has not read everything yet.") from error

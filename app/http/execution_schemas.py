@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.http.schemas import Page
+
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled", "timed_out", "skipped"]
 Action = Literal["cancel", "pause", "resume", "retry", "signal"]
 
@@ -47,6 +49,15 @@ class ExecutionView(BaseModel):
     failed_task: str | None
     error: str | None
     events: int = Field(description="Events of its history so far.")
+
+
+class ExecutionsPage(Page[ExecutionView]):
+    """One page of executions."""
+
+    complete: bool = Field(
+        description="False while this node's index is made or cannot be fed: executions may be missing, or shown as"
+        " they were."
+    )
 
 
 class TaskView(BaseModel):

@@ -14,7 +14,7 @@ from app.http.execution_schemas import (
     Action,
     CancelOrder,
     ExecutionDetail,
-    ExecutionView,
+    ExecutionsPage,
     HistoryPage,
     RetryOrder,
     Status,
@@ -23,7 +23,6 @@ from app.http.execution_schemas import (
 from app.http.paging import decode_cursor, encode_cursor
 from app.http.problems import NOT_FOUND, RESPONSES, UNAVAILABLE, Problem
 from app.http.query import Cursor, Instant, Limit, instant_ms
-from app.http.schemas import Page as PageView
 from app.http.workflow_access import Access, command_id, missing
 
 ExecutionId = Annotated[
@@ -65,9 +64,7 @@ def executions_router(access: Access) -> APIRouter:
 def _add_reads(router: APIRouter, access: Access) -> None:
     index = access.index
 
-    @router.get(
-        "", response_model=PageView[ExecutionView], responses=RESPONSES | UNAVAILABLE, summary="Search, newest first"
-    )
+    @router.get("", response_model=ExecutionsPage, responses=RESPONSES | UNAVAILABLE, summary="Search, newest first")
     async def list_executions(
         workflow: OfWorkflow = None,
         status: OfStatus = None,
@@ -85,8 +82,9 @@ def _add_reads(router: APIRouter, access: Access) -> None:
             until=instant_ms(until, "until"),
         )
         after, most = decode_cursor(cursor, (int, str)), access.limit(limit)
+        complete = index.complete
         rows = await index.ask(index.reader.page, wanted, after, most + 1)
-        return _json(_page(rows, most))
+        return _json(_page(rows, most) | {"complete": complete})
 
     @router.get(
         "/{execution_id}",

@@ -123,6 +123,19 @@ def test_a_feed_that_is_killed_goes_on_where_it_was(api: Node, http: httpx.Clien
     assert len(http.get(f"/api/v1/executions/{before}/history").json()["events"]) == 4
 
 
+def test_a_feed_that_says_nothing_any_more_is_replaced(module_broker: str, tmp_path: Path) -> None:
+    with node(module_broker, tmp_path, executions={"feed_silent_s": 2}) as other, other.client() as client:
+        other.until_ready()
+        assert other.gateway is not None
+        index = other.gateway.access.index
+        stuck = index.pid
+        assert stuck is not None
+        os.kill(stuck, signal.SIGSTOP)
+        until(lambda: index.pid not in {None, stuck}, "another feed")
+        other.until_ready()
+        assert client.get("/api/v1/executions").json()["complete"] is True
+
+
 def test_waiting_for_the_end_answers_with_the_result(api: Node, http: httpx.Client) -> None:
     done: list[httpx.Response] = []
     key = {"Idempotency-Key": _id()}
