@@ -145,7 +145,10 @@ class RocksStore:
 
 
 class RocksFolder:
-    """Opens and empties store folders with one set of limits (`tables.restore.StoreFolder`)."""
+    """Opens and empties store folders with one set of limits (`tables.restore.StoreFolder`).
+
+    What `open` raises for a folder that another owner has not let go of yet has the fact `locked`.
+    """
 
     def __init__(self, limits: RocksLimits) -> None:
         self._limits = limits
@@ -164,7 +167,7 @@ def _unreadable(path: Path, error: Exception) -> EnvironmentError_:
     text = str(error)
     if "LOCK" in text:
         return EnvironmentError_(
-            f"The table folder {path} is in use by another process; stop it or set tables.directory."
+            f"The table folder {path} is in use by another process; stop it or set tables.directory.", locked=True
         )
     if text.startswith(("Corruption", "Invalid argument")) or "No such file" in text:
         return _damaged(path, text)
