@@ -201,26 +201,30 @@ class StartRoutes:
 
     async def _body(self, scope: Scope, receive: Receive, limit: int) -> bytes:
         """The whole body. Raises `Refused` 413 or, when its sender stops in the middle, 408."""
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            return _within(body, limit)
-        if _declared(scope) > limit:
-            raise Refused(413, f"The body may hold {limit} bytes at most.", field="body")
-        parts, size = [body], len(body)
         try:
             async with asyncio.timeout(self._read_timeout_s):
-                while message.get("more_body", False):
-                    message = await receive()
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > limit:
-                        raise Refused(413, f"The body may hold {limit} bytes at most.", field="body")
-                    parts.append(part)
+                message = await receive()
+                body: bytes = message.get("body", b"")
+                if message.get("more_body", False):
+                    body = await self._rest_of(body, _declared(scope), receive, limit)
+                elif message["type"] == "http.disconnect":
+                    raise _broken_off()
         except TimeoutError as error:
             raise Refused(408, f"The body did not arrive within {self._read_timeout_s:g} s.") from error
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "The body ended before it was whole.", field="body")
+        return _within(body, limit)
+
+    async def _rest_of(self, begin: bytes, declared: int, receive: Receive, limit: int) -> bytes:
+        """A body that comes in parts; no more of it is taken than may be."""
+        _within(begin, limit, declared)
+        parts, size, more = [begin], len(begin), True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _broken_off()
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            _within(parts[-1], limit, size)
+            more = message.get("more_body", False)
         return b"".join(parts)
 
 
@@ -307,10 +311,15 @@ def _items(body: bytes, most: int) -> list[Any]:
     return items
 
 
-def _within(body: bytes, limit: int) -> bytes:
-    if len(body) > limit:
+def _within(body: bytes, limit: int, size: int = 0) -> bytes:
+    """The body. Raises `Refused` 413 when it, or the `size` known of it, is over the limit."""
+    if max(size, len(body)) > limit:
         raise Refused(413, f"The body may hold {limit} bytes at most.", field="body")
     return body
+
+
+def _broken_off() -> Refused:
+    return Refused(400, "The body ended before it was whole.", field="body")
 
 
 def _declared(scope: Scope) -> int:

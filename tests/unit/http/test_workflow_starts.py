@@ -1,5 +1,6 @@
 """Laws of starting executions over HTTP, without sockets and without a broker."""
 
+import asyncio
 import json
 import uuid
 from typing import Any
@@ -44,7 +45,14 @@ class Results:
 class Api:
     """The routes with everything behind them in reach."""
 
-    def __init__(self, *, definitions: Catalogue | None = None, input_bytes: int = 1000, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        definitions: Catalogue | None = None,
+        input_bytes: int = 1000,
+        read_timeout_s: float = 5,
+        **settings: Any,
+    ) -> None:
         known = Catalogue(workflow(), workflow(version="v2"), KEYED)
         self.sent = Commands()
         self.results = Results()
@@ -52,7 +60,9 @@ class Api:
         self.starter = Starter(
             StartsSettings(**settings), input_bytes, lambda: NOW_MS, definitions or known, InputField(), self.sent
         )
-        self.app = StartRoutes(_nowhere, self.starter, self.results, read_timeout_s=5, monotonic_s=lambda: self.now_s)
+        self.app = StartRoutes(
+            _nowhere, self.starter, self.results, read_timeout_s=read_timeout_s, monotonic_s=lambda: self.now_s
+        )
 
     async def post(self, path: str, address: str = "127.0.0.1", **kwargs: Any) -> Any:
         async with client(self.app, address) as asking:
@@ -234,6 +244,37 @@ async def test_a_body_that_comes_in_parts_is_measured_whole(api):
             yield b"x" * 1000
 
     _is_problem(await api.post(EXECUTE, content=parts()), 413)
+
+
+@pytest.mark.parametrize("path", [EXECUTE, BATCH])
+@pytest.mark.parametrize("before", [[], [{"type": "http.request", "body": b'{"a": 1}', "more_body": True}]])
+async def test_a_client_that_leaves_before_its_body_was_whole_starts_nothing(api, path, before):
+    assert await _answered(api, path, [*before, {"type": "http.disconnect"}]) == 400
+    assert api.sent.records == []
+
+
+@pytest.mark.parametrize("before", [[], [{"type": "http.request", "body": b"[", "more_body": True}]])
+async def test_a_body_that_does_not_come_is_waited_for_no_longer_than_a_request_may_take(before):
+    api = Api(read_timeout_s=0.05)
+    assert await _answered(api, EXECUTE, before) == 408
+    assert api.sent.records == []
+
+
+async def _answered(api: Api, path: str, messages: list[dict[str, Any]]) -> int:
+    """The status of a request whose client sends these messages and nothing more."""
+    coming = iter(messages)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(coming, None) or await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    await api.app(scope, receive, send)
+    return int(sent[0]["status"])
 
 
 async def test_another_method_is_not_served(api):
