@@ -16,7 +16,7 @@ import orjson
 
 from app import metrics
 from app.adapters.tasks.failures import describe, redacted
-from app.adapters.tasks.payload import Payloads, TooLarge, dumps, encode, is_plain
+from app.adapters.tasks.payload import Payloads, TooLarge, encode, encode_in_thread, is_plain
 from app.adapters.tasks.preparation import Preparation, Prepared, Unprepared
 from app.adapters.tasks.processes import ProcessPool, TaskProcess
 from app.adapters.tasks.protocol import Kind, Resources, TaskCall, TaskType
@@ -28,6 +28,8 @@ from app.ports import Clock, Reported
 from config.redact import redact_text
 
 SWEEP_S: Final = 0.05
+# What a task is given was bounded when it became a result or an input.
+_NO_LIMIT: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,7 @@ class Executor:
             run.in_thread = True
             self._began(run)
 
-        encoded = await self._threads.run(lambda: dumps(carry_out(call)), began)
+        encoded = await self._threads.run(lambda: encode_in_thread(carry_out(call), self._largest), began)
         return await self._kept(encoded)
 
     async def _run_in_process(self, run: _Run, prepared: Prepared) -> Any:
@@ -227,7 +229,7 @@ class Executor:
             "attempt": order.attempt,
             "deadline_ms": order.deadline_ms,
         }
-        encoded = dumps(job)
+        encoded = await encode(job, _NO_LIMIT, "the call")
         async with self._processes.process() as process:
             self._began(run)
             run.process = process

@@ -6,22 +6,28 @@ its content's hash, so that a repeat of an attempt writes the same file again an
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
 PAYLOAD: Final = "$payload"
-# Items encoded between two turns of the loop: about a millisecond of rows.
+# Items encoded at once, and bytes between two turns of the loop: about a millisecond of rows.
 CHUNK_ITEMS: Final = 500
+PART_BYTES: Final = 131_072
+# Long lists in long lists in …: further inside they are encoded at once.
+_LEVELS: Final = 6
 # orjson stops at 254 levels.
 MAX_DEPTH: Final = 250
 _PLAIN: Final = (str, bool, type(None))
+_NO_FLOATS: Final = frozenset({str, bool, int, type(None)})
 
 
 class NotJson(ValueError):
@@ -37,7 +43,7 @@ class TooLarge(ValueError):
     """A result of more than `limit` bytes; `size` is what is known of it, exact when `whole`."""
 
     def __init__(self, size: int, limit: int, *, whole: bool = True) -> None:
-        super().__init__(f"the result has {'' if whole else 'more than '}{size} bytes, and {limit} are allowed")
+        super().__init__(f"the result has {'' if whole else 'at least '}{size} bytes, and {limit} are allowed")
         self.size = size
         self.limit = limit
 
@@ -46,35 +52,124 @@ class PayloadGone(LookupError):
     """The file of a large result is not where it should be, or is not what was written."""
 
 
-def dumps(value: Any) -> bytes:
-    """`value` as JSON; dates, times and UUIDs become text, NaN becomes null. Raises `NotJson` with the place."""
+def dumps(value: Any, where: str = "result", first: int = 0) -> bytes:
+    """`value` as JSON; dates, times and UUIDs become text. Raises `NotJson` with the place.
+
+    `where` is what the value is called there, `first` the number of a list's first item.
+    """
     try:
-        return orjson.dumps(value)
+        encoded = orjson.dumps(value)
     except (orjson.JSONEncodeError, RecursionError) as error:
-        raise find_fault(value) or NotJson("result", f"cannot be written as JSON: {error}") from error
+        raise find_fault(value, where, first=first) or NotJson(where, f"cannot be written as JSON: {error}") from error
+    # orjson writes NaN and infinities as null: who reads it later would take a broken computation for a gap.
+    if b"null" in encoded and _holds_nan(value):
+        raise find_fault(value, where, first=first) or NotJson(where, "holds a number that is not finite")
+    return encoded
 
 
-async def encode(value: Any, limit: int) -> bytes:
-    """`dumps` that lets the loop turn between the parts of a long list. Raises `TooLarge` beyond `limit` bytes."""
-    if type(value) is not list or len(value) <= CHUNK_ITEMS:
-        encoded = dumps(value)
-        if len(encoded) > limit:
-            raise TooLarge(len(encoded), limit)
-        return encoded
+async def encode(value: Any, limit: int, where: str = "result") -> bytes:
+    """`dumps` that lets the loop turn between the parts of what is long. Raises `TooLarge` beyond `limit` bytes."""
     parts: list[bytes] = []
-    size = 1
-    for at in range(0, len(value), CHUNK_ITEMS):
-        some = value[at : at + CHUNK_ITEMS]
-        try:
-            part = dumps(some)[1:-1]
-        except NotJson:
-            raise find_fault(value) or NotJson("result", "cannot be written as JSON") from None
-        parts.append(part)
-        size += len(part) + 1
+    size = told = 0
+    for part in _parts(value, limit, where):
+        size += len(part)
         if size > limit:
-            raise TooLarge(size, limit, whole=at + CHUNK_ITEMS >= len(value))
-        await asyncio.sleep(0)
-    return b"[" + b",".join(parts) + b"]"
+            raise TooLarge(size, limit, whole=not parts)
+        parts.append(part)
+        if size - told > PART_BYTES:
+            told = size
+            await asyncio.sleep(0)
+    return b"".join(parts)
+
+
+def encode_in_thread(value: Any, limit: int) -> bytes:
+    """The same for a thread: between the parts other threads may run, the loop's among them."""
+    parts: list[bytes] = []
+    size = 0
+    for part in _parts(value, limit):
+        size += len(part)
+        if size > limit:
+            raise TooLarge(size, limit, whole=not parts)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _parts(value: Any, limit: int, where: str = "result", depth: int = 0) -> Iterator[bytes]:
+    """The JSON of `value` in parts; one part unless it or something just inside it is long."""
+    kind = type(value)
+    if kind is str and len(value) > limit:
+        raise TooLarge(len(value) + 2, limit, whole=False)
+    if kind is list and depth < _LEVELS and (len(value) > CHUNK_ITEMS or any(map(_is_long, value))):
+        yield from _list_parts(value, limit, where, depth)
+    elif kind is dict and depth < _LEVELS and (len(value) > CHUNK_ITEMS or any(map(_is_long, value.values()))):
+        yield from _dict_parts(value, limit, where, depth)
+    else:
+        yield dumps(value, where)
+
+
+def _list_parts(value: list[Any], limit: int, where: str, depth: int) -> Iterator[bytes]:
+    yield b"["
+    at, step = 0, CHUNK_ITEMS
+    while at < len(value):
+        some = value[at : at + step]
+        if any(map(_is_long, some)):
+            for index, item in enumerate(some, at):
+                yield b"," if index else b""
+                yield from _parts(item, limit, f"{where}[{index}]", depth + 1)
+        else:
+            part = dumps(some, where, at)
+            yield (b"," if at else b"") + part[1:-1]
+            if len(part) > PART_BYTES:
+                step = max(1, step // 2)
+        at += len(some)
+    yield b"]"
+
+
+def _dict_parts(value: dict[Any, Any], limit: int, where: str, depth: int) -> Iterator[bytes]:
+    yield b"{"
+    items = list(value.items())
+    at, step = 0, CHUNK_ITEMS
+    while at < len(items):
+        some = items[at : at + step]
+        if any(_is_long(item) for _, item in some):
+            for index, (key, item) in enumerate(some, at):
+                dumps({key: None}, where)  # what is wrong with the key is told as ever
+                yield (b"," if index else b"") + orjson.dumps(key) + b":"
+                yield from _parts(item, limit, f"{where}.{key}", depth + 1)
+        else:
+            part = dumps(dict(some), where)
+            yield (b"," if at else b"") + part[1:-1]
+            if len(part) > PART_BYTES:
+                step = max(1, step // 2)
+        at += len(some)
+    yield b"}"
+
+
+def _is_long(value: Any) -> bool:
+    kind = type(value)
+    return ((kind is list or kind is dict) and len(value) > CHUNK_ITEMS) or (kind is str and len(value) > PART_BYTES)
+
+
+def _holds_nan(value: Any) -> bool:
+    inner: Iterable[Any]
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, list | tuple):
+        inner = value
+    elif dataclasses.is_dataclass(value):
+        inner = [getattr(value, one.name, None) for one in dataclasses.fields(value)]
+    else:
+        return False
+    for item in inner:
+        kind = type(item)
+        if kind is float:
+            if not math.isfinite(item):
+                return True
+        elif kind not in _NO_FLOATS and _holds_nan(item):
+            return True
+    return False
 
 
 def is_plain(value: Any) -> bool:
@@ -85,8 +180,8 @@ def is_plain(value: Any) -> bool:
     return kind in _PLAIN or (kind is int and -(1 << 53) < value < 1 << 53)
 
 
-def find_fault(value: Any, where: str = "result", depth: int = 0) -> NotJson | None:
-    """The first part of `value` that JSON has no word for."""
+def find_fault(value: Any, where: str = "result", depth: int = 0, first: int = 0) -> NotJson | None:
+    """The first part of `value` that JSON has no word for; `first` is the number of a list's first item."""
     if depth > MAX_DEPTH:
         return NotJson(where[:200], "is nested too deep, or contains itself")
     if isinstance(value, dict):
@@ -97,10 +192,12 @@ def find_fault(value: Any, where: str = "result", depth: int = 0) -> NotJson | N
                 return fault
         return None
     if isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
+        for index, item in enumerate(value, first):
             if (fault := find_fault(item, f"{where}[{index}]", depth + 1)) is not None:
                 return fault
         return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return NotJson(where, f"is {value}, a number that JSON has no word for")
     try:
         orjson.dumps(value)
     except (orjson.JSONEncodeError, RecursionError) as error:

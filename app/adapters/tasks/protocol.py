@@ -91,7 +91,7 @@ class TaskType(Protocol):
     twice or before its input is durable. A type may have `kind_of(params) -> Kind`, where the place
     depends on the call, and `check(params, resources)`, which is called on the loop before the attempt (resources may
     be None) and may raise `TaskFailed`.
-    The result must be JSON: None, bool, int, float, str, list, dict with text keys.
+    The result must be JSON: None, bool, int, finite float, str, list, dict with text keys.
     An attempt fails by raising: `TaskFailed` says type, message, retryable and detail; any other exception is
     reported by its class name and is retryable.
     """

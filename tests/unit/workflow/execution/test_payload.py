@@ -1,5 +1,6 @@
 """Laws of results: JSON or a precise refusal, and files that stand for the large ones."""
 
+import asyncio
 import datetime as dt
 import os
 import uuid
@@ -10,6 +11,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest import MonkeyPatch  # noqa: PT013 - a type
 
 from app.adapters.tasks.payload import (
     CHUNK_ITEMS,
@@ -20,6 +22,7 @@ from app.adapters.tasks.payload import (
     TooLarge,
     dumps,
     encode,
+    encode_in_thread,
     is_plain,
     is_reference,
 )
@@ -53,8 +56,56 @@ async def test_long_list_is_encoded_in_parts_and_is_the_same_list(items: int) ->
     assert orjson.loads(await encode(value, 1 << 30)) == value
 
 
+LONG = [{"n": n, "none": None} for n in range(5 * CHUNK_ITEMS)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"rows": LONG, "more": {"deep": [LONG, 1, LONG]}, "none": None},
+        {str(n): n for n in range(3 * CHUNK_ITEMS)},
+        {str(n): LONG[:n] for n in range(CHUNK_ITEMS - 2, CHUNK_ITEMS + 3)},
+        [[], LONG, {}, {"x": LONG}, "x" * 200_000],
+        [["x" * 200] * 20 for _ in range(1_500)],
+    ],
+)
+async def test_long_value_lets_the_loop_turn_and_is_the_same(value: Any) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    encoded = await encode(value, 1 << 30)
+    counting.cancel()
+    assert orjson.loads(encoded) == value
+    assert orjson.loads(encode_in_thread(value, 1 << 30)) == value
+    # Each part is of a moderate size, a text excepted.
+    assert turns >= len(encoded) // 500_000
+
+
+@given(json_values)
+async def test_parts_of_any_size_make_the_same_json(value: Any) -> None:
+    value = {"a": [value] * 3, "b": {"c": value, "d": [value]}}
+    with MonkeyPatch.context() as patch:
+        patch.setattr("app.adapters.tasks.payload.CHUNK_ITEMS", 1)
+        patch.setattr("app.adapters.tasks.payload.PART_BYTES", 3)
+        assert orjson.loads(await encode(value, 1 << 30)) == value
+        assert orjson.loads(encode_in_thread(value, 1 << 30)) == value
+
+
+async def test_long_text_is_refused_before_it_is_written() -> None:
+    for value in ("x" * 300_000, {"rows": [1, {"text": "x" * 300_000}]}):
+        with pytest.raises(TooLarge) as raised:
+            await encode(value, 200_000)
+        assert raised.value.size >= 300_000
+
+
 async def test_long_list_stops_at_the_limit() -> None:
-    with pytest.raises(TooLarge, match="more than") as raised:
+    with pytest.raises(TooLarge, match="at least") as raised:
         await encode(list(range(10_000)), 1_000)
     assert raised.value.limit == 1_000
     assert raised.value.size > 1_000
@@ -78,6 +129,11 @@ def _cycle() -> list[Any]:
         ((1, [complex(1, 2)]), "result[1][0]"),
         (_cycle(), "result[0][0]"),
         ([*range(CHUNK_ITEMS), {1}], f"result[{CHUNK_ITEMS}]"),
+        ({"rows": [*range(CHUNK_ITEMS), {"x": {1}}]}, f"result.rows[{CHUNK_ITEMS}].x"),
+        ({"a": list(range(CHUNK_ITEMS + 1)), 2: 1}, "result"),
+        ({"value": float("nan")}, "result.value"),
+        ([None, 1.5, float("-inf")], "result[2]"),
+        ({"rows": [*range(CHUNK_ITEMS), {"mean": (None, float("nan"))}]}, f"result.rows[{CHUNK_ITEMS}].mean[1]"),
     ],
 )
 async def test_what_is_not_json_is_refused_with_its_place(value: Any, where: str) -> None:
