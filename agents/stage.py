@@ -239,6 +239,18 @@ class _Worker:
         if self._settling:
             await asyncio.wait(self._settling, timeout=timeout_s)
 
+    async def hushed(self, timeout_s: float) -> None:
+        """Wait until what is written so far is settled and told."""
+        await self.settled(timeout_s)
+        if self.tables is not None:
+            await self.tables.hush(timeout_s, timestamp_ms=self._stage.clock.now_ms())
+
+    def go_on(self) -> None:
+        """The partition stays here."""
+        self.suspended = False
+        if self.tables is not None:
+            self.tables.go_on()
+
     async def close(self) -> None:
         """Give the partition up: what is under way ends or is redelivered to the next owner."""
         self.task.cancel()
@@ -307,12 +319,13 @@ class Stage:
         """The group rebalances: no tick until it is known who owns what.
 
         What a tick wrote is no batch that the transport waits for, so it is waited for here: settled behind another
-        owner's claim it would be `Fenced`, and end this process.
+        owner's claim it would be `Fenced`, and end this process. Nor do the tables say anything behind that claim, or
+        the other owner would be the one that is `Fenced`.
         """
         workers = [worker for partition in partitions if (worker := self._workers.get(partition)) is not None]
         for worker in workers:
             worker.suspended = True
-        await asyncio.gather(*(worker.settled(self.close_timeout_s) for worker in workers))
+        await asyncio.gather(*(worker.hushed(self.close_timeout_s) for worker in workers))
 
     async def assigned(self, partitions: Iterable[int], *, kept: bool) -> None:
         """Open what is new and close what is gone.
@@ -325,7 +338,7 @@ class Stage:
         await asyncio.gather(*(self._workers.pop(p).close() for p in gone))
         for partition in wanted:
             worker = self._workers.get(partition) or _Worker(partition, self)
-            worker.suspended = False
+            worker.go_on()
             worker.wake.set()
             self._workers[partition] = worker
 

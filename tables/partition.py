@@ -175,6 +175,7 @@ class TablePartition:
         self._applied_told: Mapping[str, int] = self.applied  # of transaction `_delivered`
         self._marking: asyncio.Task[None] | None = None
         self._trailing: asyncio.TimerHandle | None = None
+        self._trails = True
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._broken: BaseException | None = None
 
@@ -316,9 +317,25 @@ class TablePartition:
         if self._marked < self._delivered:
             name = f"marker {self.changelog}-{self.partition}"
             self._marking = asyncio.create_task(self._mark(timestamp_ms), name=name)
-        elif self._told < self._delivered == self._begun and self._trailing is None:
+        elif self._trails and self._told < self._delivered == self._begun and self._trailing is None:
             loop = asyncio.get_running_loop()
             self._trailing = loop.call_later(TRAILING_S, self._trail, timestamp_ms)
+
+    async def hush(self, timeout_s: float, *, timestamp_ms: int) -> None:
+        """The partition may be given up soon: say what is delivered now, and until `go_on` never by itself.
+
+        A marker that comes behind the next owner's claim would end that one as `Fenced`.
+        """
+        self._trails = False
+        if self._trailing is not None:
+            self._trailing.cancel()
+            self._trail(timestamp_ms)
+        if self._marking is not None:
+            await asyncio.wait([self._marking], timeout=timeout_s)
+
+    def go_on(self) -> None:
+        """The partition stays here."""
+        self._trails = True
 
     def _trail(self, timestamp_ms: int) -> None:
         """Nothing more was written: tell that all is delivered, so that the next owner sends nothing again."""

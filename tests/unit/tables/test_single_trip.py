@@ -3,11 +3,23 @@
 import asyncio
 from collections.abc import Sequence
 
+import orjson
 import pytest
 
 from app.errors import Fenced, PublishFailed
 from app.ports import OutRecord
-from tables.changelog import CLAIM, MARKER, OUTBOX, Replay, Tag, claim_value, marker_value, outbox_key, pack_tag
+from tables.changelog import (
+    CLAIM,
+    MARKER,
+    OUTBOX,
+    TAG_BYTES,
+    Replay,
+    Tag,
+    claim_value,
+    marker_value,
+    outbox_key,
+    pack_tag,
+)
 from tables.outbox import unpack_outbox
 from tables.partition import META, PENDING, Changes, Meta, SingleTrip, TablePartition, Transaction
 from tests.helpers.streams import Record
@@ -165,6 +177,22 @@ async def test_told_deliveries_are_not_sent_again() -> None:
     tables.close()
     (await opened(log, Disk(), Calls(log))).close()
     assert sent(log) == [b"0"]
+
+
+async def test_tables_that_may_be_given_up_say_nothing_behind_the_next_claim() -> None:
+    log = Log()
+    tables = await opened(log, Disk(), Calls(log))
+    await tables.settle(put(tables, 0), timestamp_ms=T0_MS)
+    await tables.hush(5.0, timestamp_ms=T0_MS)
+    assert (tables._trailing, tables._marking) == (None, None)
+    await tables.settle(put(tables, 1), timestamp_ms=T0_MS)
+    assert tables._trailing is None, "a later one is told by nobody"
+    tables.go_on()
+    await tables.settle(put(tables, 2), timestamp_ms=T0_MS)
+    assert tables._trailing is not None
+    tables.close()
+    told = [record for record in log.topics[CHANGELOG] if record.key == MARKER]
+    assert orjson.loads((told[2].value or b"")[TAG_BYTES:])["delivered"] == 2, "what was delivered is told at once"
 
 
 async def test_nothing_counts_behind_a_transaction_that_could_not_be_sent() -> None:
