@@ -18,7 +18,7 @@ class TasksSettings(Section):
         16, ge=1, le=1_024, unit="threads", description="Threads for tasks that block; one task a thread."
     )
     processes: int = setting(
-        2, ge=1, le=256, unit="processes", description="Processes for tasks that compute or are not trusted."
+        2, ge=1, le=256, unit="processes", description="Processes for tasks that compute, or may crash or hang."
     )
     waiting: int = setting(
         256,

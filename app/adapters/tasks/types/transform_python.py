@@ -146,8 +146,21 @@ def _function(name: str) -> Callable[..., Any]:
         ) from error
     if not callable(found):
         raise TaskFailed("FunctionMissing", f"{place} is no function", retryable=False)
+    if ":" in name and not _is_of(module, found):
+        raise _refused(name, "its module only imports it from another distribution")
     function: Callable[..., Any] = found
     return function
+
+
+def _is_of(module: str, found: Callable[..., Any]) -> bool:
+    """Whether a module or one beside it in its package made the function: `acme.tools:run` must not be subprocess.run.
+
+    An allowed module lends what it does, not what it happens to import.
+    """
+    while isinstance(found, functools.partial):
+        found = found.func
+    made_in = getattr(inspect.unwrap(found), "__module__", None)
+    return isinstance(made_in, str) and made_in.partition(".")[0] == module.partition(".")[0]
 
 
 def _place(name: str) -> str | None:

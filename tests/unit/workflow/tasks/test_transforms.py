@@ -1,6 +1,8 @@
 """transform.cel, transform.jmespath, transform.aggregate and transform.python."""
 
 import asyncio
+import functools
+import json
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -197,6 +199,14 @@ def fails(rows: list[Any]) -> None:
 
 
 HERE = "tests.unit.workflow.tasks.test_transforms"
+thrice = functools.partial(double, factor=3)
+dumped = functools.partial(json.dumps, indent=1)
+
+
+@functools.wraps(double)
+def decorated(*args: Any, **named: Any) -> Any:
+    """What a decorator makes of a function."""
+    return double(*args, **named)
 
 
 async def test_functions_are_called_with_rows_and_args(run: Tasks) -> None:
@@ -208,6 +218,8 @@ async def test_functions_are_called_with_rows_and_args(run: Tasks) -> None:
         1,
         [1],
     ]
+    assert await run.run("transform.python", [1], function=f"{HERE}:thrice", mode="thread") == [3]
+    assert await run.run("transform.python", [1], function=f"{HERE}:decorated", mode="thread") == [2]
     rows = [{"at": n, "value": 2 * n + 1} for n in range(5)]
     found = await run.run("transform.python", rows, function="app.examples.transforms:trend")
     assert found == {"slope": 2.0, "intercept": 1.0, "count": 5}
@@ -248,6 +260,14 @@ def test_a_function_runs_where_it_holds_nobody_up(function: str, mode: str, kind
 async def test_only_allowed_modules_are_called(run: Tasks, function: str) -> None:
     failed = await run.failure("transform.python", [], function=function)
     assert (failed.type, failed.retryable) == ("FunctionRefused", False)
+
+
+@pytest.mark.parametrize("mode", ["auto", "thread", "process", "async"])
+@pytest.mark.parametrize("function", ["field_of", "Path", "given", "dumped"])
+async def test_what_an_allowed_module_only_imports_is_not_called(run: Tasks, function: str, mode: str) -> None:
+    failed = await run.failure("transform.python", [], function=f"{HERE}:{function}", mode=mode)
+    assert (failed.type, failed.retryable) == ("FunctionRefused", False)
+    assert "imports it" in failed.message
 
 
 async def test_what_cannot_be_called_says_why(run: Tasks) -> None:
