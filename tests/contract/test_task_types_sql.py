@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from pymysql.constants import CLIENT
+from aiomysql.connection import CLIENT
 
 from app.adapters.sinks.sql import SqlLimits, engine_of, with_driver
 from app.errors import TaskFailed

@@ -224,8 +224,7 @@ async def _connect_mysql(**given: Any) -> Any:
     which a query would leave its read-only transaction. What a URL says of local files and option files is not heeded:
     a server could ask for any file that this process may read.
     """
-    from aiomysql.connection import Connection  # noqa: PLC0415 - a vendor in need
-    from pymysql.constants import CLIENT  # noqa: PLC0415 - see above
+    from aiomysql.connection import CLIENT, Connection  # noqa: PLC0415 - a vendor in need
 
     for name in ("local_infile", "read_default_file", "read_default_group"):
         given.pop(name, None)
