@@ -122,7 +122,6 @@ class ExecutionFeed:
     async def run(self) -> None:
         """Feed for ever; a broker that is away is tried again."""
         self._out.write({"open": True})
-        beside = asyncio.create_task(self._look_after())
         try:
             while True:
                 try:
@@ -134,12 +133,10 @@ class ExecutionFeed:
                     self._connected = False
                     await asyncio.sleep(_RETRY_S)
         finally:
-            beside.cancel()
-            await asyncio.gather(beside, return_exceptions=True)
             self._store.close()
 
-    async def _look_after(self) -> None:
-        """Tell the parent how things are, and forget what is too old, a little at a time."""
+    async def look_after(self) -> None:
+        """Beside `run`: tell the parent how things are, and forget what is too old, a little at a time."""
         look_s = 0.0
         while True:
             self._out.write({"state": self._state()})
@@ -348,11 +345,12 @@ async def main() -> None:
         Out(),
     )
     running = asyncio.create_task(feed.run(), name="feed")
+    beside = asyncio.create_task(feed.look_after(), name="care")
     ordered = asyncio.create_task(_orders(feed, lines), name="orders")
-    await asyncio.wait({running, ordered}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (running, ordered):
+    await asyncio.wait({running, beside, ordered}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (running, beside, ordered):
         task.cancel()
-    for found in await asyncio.gather(running, ordered, return_exceptions=True):
+    for found in await asyncio.gather(running, beside, ordered, return_exceptions=True):
         if isinstance(found, Exception):
             raise found
 

@@ -2,7 +2,8 @@
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -196,18 +197,29 @@ class ExecutionStore:
 
     def reset(self, cluster: str) -> None:
         """Forget everything: the topics are others under the old names, maybe of another cluster."""
-        self._db.execute("BEGIN IMMEDIATE")
-        empty(self._db)
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES('cluster', ?)", (cluster,))
-        self._db.execute("COMMIT")
+        with self._transaction():
+            empty(self._db)
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES('cluster', ?)", (cluster,))
         self._load()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it, or nothing, here as in the file."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # a full disk ends it by itself
+                self._db.execute("ROLLBACK")
+            self._load()
+            raise
 
     def apply(self, commands: Sequence[bytes], runs: Sequence[bytes], positions: Iterable[Position]) -> set[str]:
         """Take records in, and the offsets they came from, in one transaction; the ids of what changed."""
         starts = self._starts(commands)
         decoded = self._runs(runs)
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             self._fetch({start.execution_id for start in starts} | {run.execution_id for run, _ in decoded})
             changed: dict[str, _Live] = {}
             for start in starts:
@@ -219,11 +231,6 @@ class ExecutionStore:
             self._write(changed.values())
             self._write_runs(kept)
             self._db.executemany("INSERT OR REPLACE INTO offsets VALUES(?, ?, ?)", positions)
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            self._load()
-            raise
         while len(self._live) > _CACHED:
             self._live.popitem(last=False)
         return set(changed)
@@ -375,12 +382,11 @@ class ExecutionStore:
             old = self._oldest("", (), min(most, self.count - executions_max))
         if not old:
             return 0
-        self._db.execute("BEGIN IMMEDIATE")
-        for n, execution_id in old:
-            self._db.execute("DELETE FROM runs WHERE k BETWEEN ? AND ?", (n << SEQ_BITS, n << SEQ_BITS | SEQ_MASK))
-            self._db.execute("DELETE FROM executions WHERE n = ?", (n,))
-            self._live.pop(execution_id, None)
-        self._db.execute("COMMIT")
+        with self._transaction():
+            for n, execution_id in old:
+                self._db.execute("DELETE FROM runs WHERE k BETWEEN ? AND ?", (n << SEQ_BITS, n << SEQ_BITS | SEQ_MASK))
+                self._db.execute("DELETE FROM executions WHERE n = ?", (n,))
+                self._live.pop(execution_id, None)
         self.count -= len(old)
         return len(old)
 
