@@ -98,8 +98,9 @@ class World:
         self._taken: dict[str, int] = {}
 
     async def open(self) -> None:
-        """A new owner, whose executor runs nothing."""
-        self.executor.running.clear()
+        """A new owner, whose executor runs nothing; what is left of the last one's process reaches it no more."""
+        before, self.executor = self.executor, HandExecutor(self.executor.slots)
+        self.executor.made, self.executor.most_of = before.made, before.most_of
         self.publisher = LogPublisher(self.log)
         self.tables: TablePartition
         self.tables, _ = await open_tables(self.log, self.disk, self.publisher, self.clock.now_ms())
