@@ -86,15 +86,22 @@ class Engine:
         self._active_shown = -1
         self._is_new = True
         self._in_hand: deque[tuple[str, int]] = deque()
+        self._lost: deque[str] = deque()
         self._recover(now_ms)
 
     # ---- agents.stage.LiveLogic ----
 
     def intake(self) -> int:
-        """Commands to take now: few while more attempts wait for a slot than is good, so that cancels still come."""
+        """Commands to take now: what is begun goes before what is new.
+
+        A transaction full of reports takes no command, and neither does a node on which more attempts wait for a
+        slot than is good: else the live executions outgrow the memory, and each report reads one from disk. Few
+        commands are taken all the same, so that a cancel still comes.
+        """
         terms = self._node.terms()
-        if self._node.tasks.backlog <= terms.local_backlog:
-            return terms.transaction_commands
+        room = terms.transaction_commands - len(self._inbox)
+        if room > 0 and self._node.tasks.backlog <= terms.local_backlog:
+            return room
         return SLOW_COMMANDS if self._node.clock.monotonic_s() >= self._slow_until_s else 0
 
     def prepare(self, records: Sequence[InRecord]) -> Awaitable[None] | None:
@@ -131,7 +138,7 @@ class Engine:
 
     def tick_in_s(self) -> float:
         """0 when something waits, else until the next timer."""
-        if self._inbox or self._in_hand or self._is_new or self._store.has_broken:
+        if self._inbox or self._in_hand or self._lost or self._is_new or self._store.has_broken:
             return 0.0
         clock = self._node.clock
         wall_ms = min(self._timers.next_ms(), self._sweep.next_ms, self._gate.next_ms())
@@ -222,6 +229,8 @@ class Engine:
             self._order_some()
         self._turns.batch = Batch()
         was_ms, self._turns.now_ms = self._turns.now_ms, now_ms
+        for _ in range(min(len(self._lost), RECOVERED_AT_ONCE)):
+            self._give_up(self._lost.popleft())
         if now_ms < was_ms - CLOCK_BACK_MS:
             self._keeper.look_again()
         self._timers.refill(now_ms)
@@ -404,6 +413,14 @@ class Engine:
         graph = self._node.graphs.get(header.workflow, header.version)
         if graph is not None:
             self._gate.restore(execution_id, graph.workflow, header)
+        else:
+            self._lost.append(execution_id)
+
+    def _give_up(self, execution_id: str) -> None:
+        """Nothing can be decided without a definition: it must not wait for ever in silence."""
+        live = self._store.get(execution_id)
+        if live is not None and live.graph is None:
+            self._turns.give_up(live)
 
     def _policy_of(self, workflow: str) -> Policy | None:
         graph = self._node.graphs.get(workflow, "")

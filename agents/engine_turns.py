@@ -101,14 +101,18 @@ class Turns:
         state, graph = live.state, live.graph
         assert state is not None, "only a start has none"
         if graph is None:
-            if not state.is_over:
-                self._end_by_hand(live, state, [], LOST)
+            self.give_up(live)
             return
         if isinstance(command, RetryExecution) and state.is_over:
             self._retry(live, graph, command)
         else:
             self._advance(live, graph, command)
         self.follow_up()
+
+    def give_up(self, live: Live) -> None:
+        """There is no definition to decide by."""
+        if live.state is not None and not live.state.is_over:
+            self._end_by_hand(live, live.state, [], LOST)
 
     def follow_up(self) -> None:
         """Executions that the limiter lets begin now, and those it takes a place from."""

@@ -43,6 +43,10 @@ class KnownWorkflows:
     def latest(self, workflow: str) -> Workflow | None:
         return next((one for (name, _), one in self._known.items() if name == workflow), None)
 
+    def forget(self, workflow: str) -> None:
+        for place in [place for place in self._known if place[0] == workflow]:
+            del self._known[place]
+
     async def caught_up(self) -> None:
         for one in self.late:
             self._known[one.id, one.version] = one

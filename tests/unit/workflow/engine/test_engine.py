@@ -468,3 +468,18 @@ async def test_an_ended_execution_that_cannot_be_read_is_put_aside_and_not_start
     assert (world.rows(b"f"), world.rows(b"q"), world.rows(b"x")) == ([], [b"qone"], [])
     letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
     assert [each["reason"] for each in letters] == ["unreadable"]
+
+
+async def test_executions_whose_definition_is_lost_fail_at_the_takeover_and_none_waits_for_ever() -> None:
+    flow = workflow("lost", task("a", do="hang"), concurrency=Concurrency(limit=1))
+    world = await opened(flow)
+    world.tell(started("lost", "begun"), started("lost", "queued"))
+    await world.take(10)
+    world.definitions.forget("lost")
+    await world.crash()
+    await world.tick()
+    for name in ("begun", "queued"):
+        state = world.state(name)
+        assert state is not None
+        assert (state.status, state.error and state.error.type) == ("failed", "DefinitionLost")
+    assert (world.engine.active, world.rows(b"x")) == (0, [])
