@@ -8,12 +8,14 @@ Only what the definition itself says is resolved: references are taken out befor
 an input whose text looks like a reference stays text.
 """
 
+import json
 import os
 import re
 import secrets as random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, quote_plus, unquote
 
 from app.errors import TaskFailed
 from config.environment import TASK_SECRET
@@ -25,6 +27,8 @@ _URL_PASSWORD: Final = re.compile(r"://[^/@\s]*?:([^@\s]+)@")
 _MAX_BYTES: Final = 65_536
 # Hiding shorter ones would blacken every text.
 _SHORTEST: Final = 4
+# Of a secret of several lines, such as a key; its last line may be short.
+_SHORTEST_LINE: Final = 16
 
 Redact = Callable[[str], str]
 
@@ -97,7 +101,23 @@ class Resolution:
         values = set(self._values.values())
         # A driver may quote the password of a secret URL alone.
         values |= {found for value in self._values.values() for found in _URL_PASSWORD.findall(value)}
+        values |= {other for value in values for other in _spelled(value)}
         return {value for value in values if len(value) >= _SHORTEST}
+
+
+def _spelled(value: str) -> set[str]:
+    """How else a value may stand in a message: in a URL, quoted by Python or in JSON, on one line, or a line of it."""
+    lines = {line for line in value.splitlines() if len(line) >= _SHORTEST_LINE} if "\n" in value else set()
+    return {
+        *lines,
+        quote(value, safe=""),
+        quote_plus(value),
+        unquote(value),
+        repr(value)[1:-1],
+        json.dumps(value)[1:-1],
+        json.dumps(value, ensure_ascii=False)[1:-1],
+        " ".join(value.split()),
+    }
 
 
 def _strings(value: Any, change: Callable[[str], str]) -> Any:

@@ -1,5 +1,6 @@
 """Secrets of tasks: where they come from, that inputs cannot name them, and that texts do not tell them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,30 @@ def test_what_has_no_reference_is_left_alone(params: Any) -> None:
     resolution = Resolution(Secrets(None, {}))
     if "secret:" not in repr(params):
         assert resolution.put_back(resolution.take_out(params)) == params
+
+
+def test_texts_do_not_tell_a_secret_however_it_is_spelled() -> None:
+    key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG9w0B\nAQEFAASCBKcwggSjAgEAAoIB\n-----END KEY-----"
+    secrets = Secrets(
+        None,
+        {
+            "HEADRACE_SECRET_DB": "mysql://plant:p%40ss%2Fw0rd@db/x",
+            "HEADRACE_SECRET_Q": "a'b\"c é&",
+            "HEADRACE_SECRET_KEY": key,
+        },
+    )
+    resolution = Resolution(secrets)
+    resolution.put_back(resolution.take_out("${secret:db} ${secret:q} ${secret:key}"))
+    for text in (
+        "access denied for plant using p@ss/w0rd",
+        "p%40ss%2Fw0rd",
+        f"bad header {'a' + chr(39) + 'b' + chr(34) + 'c é&'!r}",
+        f"bad body {json.dumps({'q': 'a' + chr(39) + 'b' + chr(34) + 'c é&'})}",
+        "GET /?q=a%27b%22c+%C3%A9%26",
+        repr(key),
+        "bad line MIIEvQIBADANBgkqhkiG9w0B",
+    ):
+        said = resolution.redact(text)
+        assert "[REDACTED]" in said, text
+        for part in ("w0rd", "é", "00e9", "C3", "MIIE", "AQEF"):
+            assert part not in said, (text, said)
