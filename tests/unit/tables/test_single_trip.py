@@ -166,6 +166,25 @@ async def test_disk_neither_forgets_nor_passes_over_what_is_not_delivered() -> N
     assert sent(log) == [b"0"]
 
 
+async def test_same_disk_sends_again_what_was_marked_and_not_delivered_when_it_was_last_written() -> None:
+    log, disk, outputs = Log(), Disk(), Gate()
+    tables = await opened(log, disk, Calls(log, outputs))
+    outputs.allow(0)
+    tasks = begin(tables, put(tables, 0))
+    await turns()
+    quiet = tables.write(Changes(rows={b"q": b"1"}), INPUT, 1, timestamp_ms=T0_MS)
+    tasks += begin(tables, quiet)
+    await turns()
+    put(tables, 2)
+    meta = Meta.from_bytes(disk.states[-1][META])
+    assert meta.delivered < meta.marked, "the outputs of 0 count and are on their way"
+    await end(tables, *tasks)
+    back = await opened(log, disk, Calls(log))
+    assert sent(log) == [b"0", b"2"]
+    assert back.applied == {INPUT: 2}
+    back.close()
+
+
 async def test_told_deliveries_are_not_sent_again() -> None:
     log = Log()
     tables = await opened(log, Disk(), Calls(log))
