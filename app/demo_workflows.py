@@ -1,7 +1,7 @@
 """The workflows that `headrace up` shows: registered where unknown, and the one that fails on purpose started."""
 
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from importlib.resources import files
 from typing import Any, Final
 
@@ -77,7 +77,9 @@ async def _latest(reader: TopicReader) -> dict[str, str]:
             for record in batch:
                 where = id_of_key((record.key or b"").decode(errors="replace"))
                 if where is not None and where[0] == "latest" and record.value is not None:
-                    found[where[1]] = str(orjson.loads(record.value)["version"])
+                    # Whoever reads the registry passes over, and says, what cannot be read.
+                    with suppress(ValueError, KeyError, TypeError):
+                        found[where[1]] = str(orjson.loads(record.value)["version"])
     return found
 
 

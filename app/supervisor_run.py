@@ -34,6 +34,7 @@ PLAIN_STATUS_EVERY = 10
 # The block of addresses comes when all of them answer, but no later than this.
 READY_WAIT_S = 10.0
 READY_POLL_S = 0.2
+DEMONSTRATION_WAIT_S = 30.0
 DRAIN_POLL_S = 0.25
 BOOTSTRAP_VARIABLE = "HEADRACE_KAFKA__BOOTSTRAP_SERVERS"
 T = TypeVar("T")
@@ -182,9 +183,11 @@ class Run:
         if self._plan.demonstrate is None:
             return None
         try:
-            return await self._plan.demonstrate(bootstrap)
-        except HeadraceError as error:
-            log.warning("no demonstration: %s", error, extra={"action": "demonstration_failed"})
+            async with asyncio.timeout(DEMONSTRATION_WAIT_S):
+                return await self._plan.demonstrate(bootstrap)
+        except (HeadraceError, TimeoutError) as error:
+            text = str(error) or f"not within {DEMONSTRATION_WAIT_S:g} s"
+            log.warning("no demonstration: %s", text, extra={"action": "demonstration_failed"})
             return None
 
     async def _or_stop(self, work: Coroutine[Any, Any, T]) -> T:

@@ -96,7 +96,7 @@ class RedriveView(BaseModel):
                     "gone": 0,
                     "more": False,
                     "dry_run": False,
-                    "ids": ["019a9b2e-7c40-7c3a-9f6b-2f1d7c0a5b11"],
+                    "ids": ["0:42", "3:7"],
                 }
             ]
         }
