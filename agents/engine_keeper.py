@@ -1,18 +1,22 @@
 """Gives entities what they are told and the timers they set, and puts what they answer into the engine's batch."""
 
+import logging
 from typing import Final
 
 import orjson
 
-from agents.engine_entities import ENTITY_ROWS, Entities, EntityCommand, EntityOutcome, GetRow
+from agents.engine_entities import ENTITY_ROWS, Entities, EntityCommand, EntityOutcome, GetRow, TimerChange
 from agents.engine_outside import Outside
 from agents.engine_terms import Node
 from agents.engine_turns import Turns
 from tables.partition import TablePartition
 from tables.timers import timer_key
 
+log = logging.getLogger(__name__)
 # Row of an entity's timers: {name: due_ms}, so that one can be moved or cleared by its name.
 ENTITY_TIMERS: Final = b"u"
+# What a schedule that met a bug misses meanwhile, its catch-up policy decides when it is mended.
+LOOK_AGAIN_MS: Final = 60_000
 
 
 class EntityKeeper:
@@ -30,7 +34,11 @@ class EntityKeeper:
         """Have a command obeyed; why it was refused, or None."""
         if self._entities is None:
             return "this coordinator keeps no schedules"
-        outcome = self._entities.take(command, self._turns.now_ms)
+        try:
+            outcome = self._entities.take(command, self._turns.now_ms)
+        except Exception as error:  # noqa: BLE001 - one entity must not stop a partition for ever
+            _say_broken(command.entity_id, error)
+            return f"{command.entity_id} met {error!r}"[:1_000]
         self._apply(command.entity_id, outcome)
         return outcome.refused
 
@@ -40,8 +48,7 @@ class EntityKeeper:
         if known.get(name) == due_ms:
             del known[name]
             self._keep_timers(entity_id, known)
-        if self._entities is not None:
-            self._apply(entity_id, self._entities.timer(entity_id, name, due_ms, self._turns.now_ms))
+        self._look(entity_id, name, due_ms)
 
     def look_again(self) -> None:
         """The clock was put back: the timers of entities are for a time that is further off than they meant."""
@@ -50,7 +57,19 @@ class EntityKeeper:
         for key, row in list(self._tables.range(ENTITY_TIMERS, ENTITY_TIMERS + b"\xff")):
             entity_id = key[len(ENTITY_TIMERS) :].decode()
             for name in orjson.loads(row):
-                self._apply(entity_id, self._entities.timer(entity_id, name, self._turns.now_ms, self._turns.now_ms))
+                self._look(entity_id, name, self._turns.now_ms)
+
+    def _look(self, entity_id: str, name: str, due_ms: int) -> None:
+        """Have an entity look at what is due; one that cannot is asked again later."""
+        if self._entities is None:
+            return
+        now_ms = self._turns.now_ms
+        try:
+            outcome = self._entities.timer(entity_id, name, due_ms, now_ms)
+        except Exception as error:  # noqa: BLE001 - as for a command
+            _say_broken(entity_id, error)
+            outcome = EntityOutcome(timers=(TimerChange(name, now_ms + LOOK_AGAIN_MS),))
+        self._apply(entity_id, outcome)
 
     def _apply(self, entity_id: str, outcome: EntityOutcome) -> None:
         batch, now_ms = self._turns.batch, self._turns.now_ms
@@ -84,3 +103,14 @@ class EntityKeeper:
             self._turns.batch.put(key, orjson.dumps(known))
         else:
             self._turns.batch.delete(key)
+
+
+def _say_broken(entity_id: str, error: Exception) -> None:
+    """Log a bug, or a row that cannot be read, with the name of who met it."""
+    log.error(
+        "%s cannot go on: %r",
+        entity_id.replace(":", " "),
+        error,
+        exc_info=error,
+        extra={"action": "entity_broken", "entity_id": entity_id},
+    )

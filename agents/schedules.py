@@ -94,7 +94,7 @@ class Timekeeper:
         """Obey or refuse a command; a repetition changes nothing."""
         try:
             decoded = _decoded(command)
-            row = self._row(command.entity_id)
+            row = self._row_or_none(command.entity_id, decoded)
             if row is None:
                 return self._create(command, decoded, now_ms)
             if isinstance(row, _ScheduleRow):
@@ -263,6 +263,15 @@ class Timekeeper:
         return found
 
     # ---- rows ----
+
+    def _row_or_none(self, entity_id: str, decoded: Any) -> _Row | None:
+        """A row that cannot be read stands in the way of nobody who puts the schedule anew."""
+        try:
+            return self._row(entity_id)
+        except msgspec.DecodeError as error:
+            if isinstance(decoded, SchedulePut):
+                return None
+            raise _Refused(f"What is remembered of {entity_id} cannot be read: {error}.") from error
 
     def _row(self, entity_id: str) -> _Row | None:
         raw = self._get(_key(entity_id))

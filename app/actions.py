@@ -66,6 +66,7 @@ ACTIONS: dict[str, str] = {
     # Workflows
     "engine_recovered": "The engine of a partition is open; how many executions live, how many have work in hand.",
     "execution_failed": "An execution failed or timed out; `workflow_id`, `execution_id`, `trace_id`.",
+    "entity_broken": "A schedule or backfill met a bug or a row it cannot read; the others go on.",
     "execution_broken": "A decision of an execution met a bug; it fails with that, the others go on.",
     "command_refused": "A record of workflow.commands is not obeyed and became a dead letter; `reason`.",
     # The API

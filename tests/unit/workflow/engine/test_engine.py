@@ -483,3 +483,36 @@ async def test_executions_whose_definition_is_lost_fail_at_the_takeover_and_none
         assert state is not None
         assert (state.status, state.error and state.error.type) == ("failed", "DefinitionLost")
     assert (world.engine.active, world.rows(b"x")) == (0, [])
+
+
+async def test_a_schedule_that_meets_a_bug_stops_no_partition_and_is_asked_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Clockwork):
+        mended = False
+
+        def timer(self, entity_id: str, name: str, due_ms: int, now_ms: int) -> EntityOutcome:
+            if not Broken.mended:
+                raise KeyError(name)
+            return super().timer(entity_id, name, due_ms, now_ms)
+
+        def take(self, command: EntityCommand, now_ms: int) -> EntityOutcome:
+            if command.type == "schedule_dance":
+                raise ValueError("no legs")
+            return super().take(command, now_ms)
+
+    world = World(LINE)
+    world.make_entities = Broken
+    await world.open()
+    for kind in ("schedule_put", "schedule_dance"):
+        world._append(b"schedule:s", orjson.dumps({"type": kind}))
+    world.tell(started("line", "other"))
+    await world.drain(forward_ms=2_000)
+    assert world.state("other").status == "succeeded"  # type: ignore[union-attr]
+    letters = [orjson.loads(record.value or b"") for record in world.log.topics[WORKFLOW_DEADLETTER.name]]
+    assert [letter["detail"] for letter in letters] == ["schedule:s met ValueError('no legs')"]
+    assert {record.action for record in caplog.records if hasattr(record, "action")} >= {"entity_broken"}
+    Broken.mended = True
+    world.clock.ms += 60_000
+    await world.drain()
+    assert [world.state(f"run-{n}x").status for n in range(3)] == ["succeeded"] * 3  # type: ignore[union-attr]
