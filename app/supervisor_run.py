@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import os
+import shutil
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -30,6 +33,7 @@ from config.settings import Settings
 log = logging.getLogger(__name__)
 
 ROLES = ("producer", "worker", "coordinator", "api-gateway")
+PROGRAM = "headrace"
 PLAIN_STATUS_EVERY = 10
 # The block of addresses comes when all of them answer, but no later than this.
 READY_WAIT_S = 10.0
@@ -333,7 +337,15 @@ class Run:
             data=self._plan.data_folder,
             late=late,
             failing=failing,
+            program=typed(sys.argv[0]),
         )
+
+
+def typed(called: str) -> str:
+    """What a person types here for this program, which was `called` so: by name where the shell finds it."""
+    if Path(called).name != PROGRAM or shutil.which(PROGRAM) is not None:
+        return PROGRAM
+    return os.path.relpath(called)
 
 
 async def _both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:

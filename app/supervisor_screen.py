@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from app.supervisor_view import Merged
 
 TELEMETRY_TOPIC = "device.telemetry"
+DEFAULT_API = "http://127.0.0.1:8080"  # where the command line asks when nothing is said
 UNHAPPY_ENDS = ("failed", "timed_out")
 _CLEAR_LINE = "\r\x1b[2K"
 
@@ -129,8 +130,12 @@ def block(
     data: str,
     late: Sequence[str] = (),
     failing: str | None = None,
+    program: str = "headrace",
 ) -> str:
-    """The one block a newcomer reads; `late` are the roles that are not ready yet, `failing` a failed execution."""
+    """The one block a newcomer reads.
+
+    `late` are the roles that are not ready yet, `failing` a failed execution, `program` what to type for this program.
+    """
     return "\n".join(
         (
             "",
@@ -144,7 +149,7 @@ def block(
             "",
             "  Try next, in another terminal:",
             "",
-            *(f"    {line}" for line in _try_next(api, failing)),
+            *(f"    {line}" for line in _try_next(api, failing, program)),
             "",
             "  Ctrl-C stops everything in order.",
             "",
@@ -152,15 +157,17 @@ def block(
     )
 
 
-def _try_next(api: str, failing: str | None) -> tuple[str, ...]:
-    """Three commands, each of which shows something."""
+def _try_next(api: str, failing: str | None, program: str) -> tuple[str, ...]:
+    """Commands, each of which shows something."""
     fault = f"""curl -s -X POST {api}/api/v1/devices/press-0001/commands -H 'content-type: application/json' \\
          -d '{{"command": "inject_fault", "kind": "spike"}}'"""
     if failing is None:
         return (f"curl -s '{api}/api/v1/devices?limit=3'", f"curl -s '{api}/api/v1/rollups?limit=3'", fault)
+    elsewhere = "" if api == DEFAULT_API else f" --url {api}"
     return (
-        "headrace executions list              # reports of live signals, and one that has failed on purpose",
-        f"headrace executions retry {failing}",
+        "# reports of live signals, and one that has failed on purpose; then put that right",
+        f"{program} executions list{elsewhere}",
+        f"{program} executions retry {failing}{elsewhere}",
         fault,
     )
 

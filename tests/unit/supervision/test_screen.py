@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from app.supervisor_run import typed
 from app.supervisor_screen import AboveLive, Screen, Totals, block, ledger_line, quantile, rate_line, rates
 
 
@@ -113,3 +114,23 @@ def test_the_block_names_the_execution_that_waits_to_be_put_right():
     assert "headrace executions retry demo-needs-retry-x" in text
     assert "headrace executions list" in text
     assert "executions" not in block(**facts)
+
+
+def test_what_the_block_proposes_can_be_typed_as_it_stands():
+    facts: dict[str, Any] = {"health": "h", "metrics": "m", "bootstrap": "b", "embedded": True, "data": "d"}
+    said: dict[str, Any] = {"failing": "x", "program": ".venv/bin/headrace"}
+    assert "    .venv/bin/headrace executions retry x\n" in block(api="http://127.0.0.1:8080", **said, **facts)
+    elsewhere = block(api="http://127.0.0.1:9000", **said, **facts)
+    assert "    .venv/bin/headrace executions list --url http://127.0.0.1:9000\n" in elsewhere
+
+
+def test_this_program_is_called_by_name_only_where_the_shell_finds_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    called = tmp_path / ".venv" / "bin" / "headrace"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert typed(str(called)) == ".venv/bin/headrace"
+    assert typed("/elsewhere/app/__main__.py") == "headrace"
+    called.parent.mkdir(parents=True)
+    called.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(called.parent))
+    assert typed(str(called)) == "headrace"
