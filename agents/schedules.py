@@ -399,6 +399,7 @@ def _backfill_document(state: BackfillState) -> dict[str, Any]:
         "started": state.started,
         "succeeded": state.succeeded,
         "failed": state.failed,
+        "skipped": state.skipped,
         "failed_due_at": state.failed_due,
         "running": [run.execution_id for run in state.running[:RUNNING_SHOWN]],
         "running_count": len(state.running),

@@ -124,6 +124,6 @@ def cancel(
 
 
 def _cells(backfill: dict[str, Any]) -> tuple[str, ...]:
-    ended = backfill["succeeded"] + backfill["failed"]
+    ended = backfill["succeeded"] + backfill["failed"] + backfill.get("skipped", 0)
     counts = (f"{ended:,}", f"{backfill['failed']:,}", f"{backfill['total']:,}")
     return (backfill["id"], backfill["workflow"], when(backfill), backfill["status"], *counts)

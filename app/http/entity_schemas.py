@@ -58,6 +58,7 @@ _BACKFILL: Final[dict[str, Any]] = {
     "started": 12,
     "succeeded": 8,
     "failed": 0,
+    "skipped": 0,
     "failed_due_at": [],
     "running": ["backfill.november-20251109T020000Z"],
     "running_count": 4,
@@ -170,6 +171,7 @@ class BackfillView(BaseModel):
     started: int
     succeeded: int
     failed: int
+    skipped: int = Field(0, description="Passed over, because the limit of their workflow was reached.")
     failed_due_at: list[int] = Field(description="The due times of the first that failed, at most 100.")
     running: list[str] = Field(description="Executions that go on, at most 20 of them.")
     running_count: int

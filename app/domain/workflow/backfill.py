@@ -75,7 +75,10 @@ class BackfillCancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackfillState:
-    """Everything up to `taken_ms` was started. `failed_due` are the due times of the first runs that failed."""
+    """Everything up to `taken_ms` was started.
+
+    `skipped` ran into the limit of their workflow; `failed_due` are the due times of the first runs that failed.
+    """
 
     name: str
     spec: BackfillSpec
@@ -87,6 +90,7 @@ class BackfillState:
     started: int = 0
     succeeded: int = 0
     failed: int = 0
+    skipped: int = 0
     failed_due: tuple[int, ...] = ()
     ended_ms: int | None = None
     error: str | None = None
@@ -140,13 +144,13 @@ def told(state: BackfillState, execution_id: str, status: str, now_ms: int) -> F
     run = next((each for each in state.running if each.execution_id == execution_id), None)
     if run is None:
         return Filled(state)
-    return fill(_counted(state, run, ok=status == "succeeded"), now_ms)
+    return fill(_counted(state, run, status), now_ms)
 
 
 def withdrawn(state: BackfillState, execution_id: str, reason: str) -> BackfillState:
     """The start could not even be asked for: it counts as failed."""
     run = next(each for each in state.running if each.execution_id == execution_id)
-    return replace(_counted(state, run, ok=False), error=reason)
+    return replace(_counted(state, run, "failed"), error=reason)
 
 
 def cancel(state: BackfillState, now_ms: int, *, running: bool) -> Filled:
@@ -182,9 +186,11 @@ def trigger(name: str, run: Run) -> dict[str, Any]:
     return {"kind": "backfill", "backfill": name, "due_ms": run.due_ms, "due": iso(run.due_ms)}
 
 
-def _counted(state: BackfillState, run: Run, *, ok: bool) -> BackfillState:
+def _counted(state: BackfillState, run: Run, status: str) -> BackfillState:
     running = tuple(each for each in state.running if each is not run)
-    if ok:
+    if status == "succeeded":
         return replace(state, running=running, succeeded=state.succeeded + 1)
+    if status == "skipped":
+        return replace(state, running=running, skipped=state.skipped + 1)
     failed_due = (*state.failed_due, run.due_ms)[:FAILED_KEPT]
     return replace(state, running=running, failed=state.failed + 1, failed_due=failed_due)

@@ -31,14 +31,15 @@ def test_every_due_time_of_the_range_is_run_once_and_not_too_many_at_once(
     while state.running:
         assert len(state.running) <= concurrency
         ended = rng.choice(state.running).execution_id
-        filled = backfill.told(state, ended, rng.choice(["succeeded", "failed"]), T0)
+        filled = backfill.told(state, ended, rng.choice(["succeeded", "failed", "skipped"]), T0)
         repeated = backfill.told(filled.state, ended, "failed", T0)
         assert repeated == Filled(filled.state), "an end that is told twice counts once"
         state = filled.state
         seen += [run.due_ms for run in filled.starts]
     assert state.status == "done"
     assert seen == list(cadence.between(T0 - 1, T0 + hours * HOUR))
-    assert state.total == len(seen) == state.started == state.succeeded + state.failed
+    assert state.total == len(seen) == state.started == state.succeeded + state.failed + state.skipped
+    assert len(state.failed_due) == min(state.failed, backfill.FAILED_KEPT), "what was skipped has not failed"
 
 
 def test_both_ends_of_the_range_belong_to_it() -> None:

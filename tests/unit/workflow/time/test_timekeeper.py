@@ -204,3 +204,16 @@ def test_what_cannot_be_obeyed_is_refused_with_a_sentence_and_changes_nothing(co
 def test_a_backfill_of_an_unknown_workflow_is_refused() -> None:
     world = World(now_ms=T0)
     assert world.tell(a_backfill()).refused == "Workflow press-overheat is not registered."
+
+
+def test_a_row_that_cannot_be_read_refuses_every_command_but_to_put_the_schedule_anew() -> None:
+    world = World(a_workflow(), now_ms=T0 + 1)
+    world.tell(PUT)
+    (key,) = world.rows
+    world.rows[key] = b"{}"
+    refused = world.tell(SchedulePause(entity_id=NIGHTLY, command_id="p")).refused
+    assert refused is not None
+    assert "cannot be read" in refused
+    assert world.tell(replace(PUT, command_id="c2")).refused is None
+    world.pass_to(T0 + MINUTE)
+    assert len(world.starts) == 1
