@@ -53,7 +53,7 @@ from tables.timers import Timers
 log = logging.getLogger(__name__)
 
 # Past the backlog of `workflow.local_backlog`: so few commands, so often.
-SLOW_COMMANDS: Final = 10
+SLOW_COMMANDS: Final = 2
 SLOW_S: Final = 0.05
 TIMERS_AT_ONCE: Final = 500
 RECOVERED_AT_ONCE: Final = 500

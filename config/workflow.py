@@ -41,7 +41,7 @@ class WorkflowSettings(Section):
         512, ge=1, le=10_000, unit="tasks", description="Tasks that one coordinator carries out at once."
     )
     local_backlog: int = setting(
-        2_000,
+        4_000,
         ge=1,
         le=10_000_000,
         unit="tasks",

@@ -63,8 +63,8 @@ async def many(name: str, executions: int, workers: int) -> tuple[float, list[fl
 async def run(spec: dict[str, Any]) -> None:
     await many("warm", spec["warm_up"], spec["workers"])
     print(json.dumps({"event": "ready"}), flush=True)
-    _, alone = await many("alone", spec["alone"], 1)
     elapsed_s, _ = await many("all", spec["executions"], spec["workers"])
+    _, alone = await many("alone", spec["alone"], 1)
     print(json.dumps({"event": "result", "elapsed_s": elapsed_s, "alone_ms": alone}), flush=True)
 
 
