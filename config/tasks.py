@@ -98,6 +98,10 @@ class TasksSettings(Section):
     files_directory: str = setting(
         ".headrace/files", min_length=1, description="Folder that source.file and sink.file are confined to."
     )
+    sqlite_paths: tuple[str, ...] = setting(
+        (".headrace/files", ".headrace/headrace.db"),
+        description="SQLite files that source.sql and sink.sql may open, and folders with all that is in them.",
+    )
     python_modules: tuple[str, ...] = setting(
         ("app.examples",),
         description="Modules that transform.python may call, with everything below them; plug-ins need no entry.",

@@ -146,6 +146,7 @@ class Product:
             "supervisor.restart_backoff_max_ms": 500,
             "tasks.queues": json.dumps(["default", QUEUE]),
             "tasks.python_modules": '["app.bench.ours"]',
+            "tasks.sqlite_paths": json.dumps([str(folder)]),
             "log.level": "WARNING",
             **settings,
         }

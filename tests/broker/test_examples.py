@@ -90,6 +90,7 @@ class Site:
             producer={"flush_interval_ms": 1},
             tasks={
                 "files_directory": str(self.files),
+                "sqlite_paths": [str(self.database)],
                 "payload_directory": str(self.folder / "payloads"),
                 "secrets_directory": str(self.folder / "secrets"),
                 "allow_private_addresses": True,

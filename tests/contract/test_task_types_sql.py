@@ -238,6 +238,35 @@ async def test_a_url_of_no_database_is_refused(tmp_path: Path) -> None:
             assert (failed.type, failed.retryable) == ("InvalidUrl", False)
 
 
+async def test_only_allowed_sqlite_files_are_opened(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        folder.mkdir()
+        await sql_run(driver_url(f"sqlite:///{folder}/x.db"), "create table t (n integer)", "insert into t values (1)")
+    (inside / "link.db").symlink_to(outside / "x.db")
+    async with tasks(inside) as run:
+        assert await run.run("source.sql", url=f"sqlite:///{inside}/x.db", query="select n from t") == [{"n": 1}]
+        for name in (
+            f"{outside}/x.db",
+            f"{inside}/../out/x.db",
+            f"{inside}/link.db",
+            f"file:{outside}/x.db?uri=true",
+            f"{inside}/x.db?vfs=unix-none",
+            f"{outside}/new.db",
+        ):
+            for failed in (
+                await run.failure("source.sql", url=f"sqlite:///{name}", query="select n from t"),
+                await run.failure("sink.sql", [{"n": 2}], url=f"sqlite:///{name}", table="t", create=True),
+            ):
+                assert (failed.type, failed.retryable) == ("PathRefused", False), name
+                assert str(tmp_path) not in failed.message
+        attach = f"attach database '{outside}/x.db' as other"
+        failed = await run.failure("source.sql", url=f"sqlite:///{inside}/x.db", query=attach)
+        assert not failed.retryable
+        assert "too many attached" in failed.message
+    assert not (outside / "new.db").exists()
+
+
 # ---- sink.sql
 
 ROWS = [

@@ -62,8 +62,9 @@ class Tasks:
 async def tasks(folder: Path, bootstrap: str = NOBODY, **settings: Any) -> AsyncIterator[Tasks]:
     """Task types whose files lie in `folder`, closed at the end."""
     clock = FixedClock()
+    confined: dict[str, Any] = {"files_directory": str(folder), "sqlite_paths": [str(folder)]}
     resources = Resources(
-        TasksSettings(**{"files_directory": str(folder), "allow_private_addresses": True, **settings}),
+        TasksSettings(**{**confined, "allow_private_addresses": True, **settings}),
         KafkaSettings(bootstrap_servers=bootstrap),
         ProducerLimits(bootstrap_servers=bootstrap, flush_interval_ms=0, start_timeout_s=5, request_timeout_ms=3_000),
         CelExpressions(),

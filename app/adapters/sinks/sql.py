@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,12 +173,18 @@ def with_driver(name: str, text: str) -> URL:
 
 
 def engine_of(
-    url: URL, limits: SqlLimits, *, connections: int = 1, read_only: bool = False, ask_first: bool = False
+    url: URL,
+    limits: SqlLimits,
+    *,
+    connections: int = 1,
+    read_only: bool = False,
+    ask_first: bool = False,
+    attach: bool = True,
 ) -> AsyncEngine:
     """Make the engine; a sink needs one connection, since it writes one batch at a time.
 
     `read_only`: every statement that would write is refused by the database. `ask_first`: a connection that has died
-    is noticed before it is used, for one more round trip.
+    is noticed before it is used, for one more round trip. Without `attach` no statement opens a further SQLite file.
     """
     backend = url.get_backend_name()
     options: dict[str, Any] = {"hide_parameters": True, "pool_size": connections, "max_overflow": 0}
@@ -212,6 +219,8 @@ def engine_of(
         if read_only:
             options["connect_args"]["init_command"] = "SET SESSION TRANSACTION READ ONLY"
     engine = create_async_engine(url, **options)
+    if backend == "sqlite" and not attach:
+        sa.event.listen(engine.sync_engine, "connect", _attach_nothing)
     if backend == "sqlite" and not read_only:
         sa.event.listen(engine.sync_engine, "connect", _sqlite_pragmas(limits.sqlite_synchronous))
     return engine
@@ -240,6 +249,13 @@ def _sqlite_read_only(url: URL) -> URL:
         return url
     path = quote(str(Path(url.database).expanduser().absolute()))
     return url.set(database=f"file:{path}").update_query_dict({"mode": "ro", "uri": "true"})
+
+
+def _attach_nothing(connection: Any, _record: Any) -> None:
+    # The limit is set in the thread that the driver gave the connection; neither library has a call for it.
+    connection.run_async(
+        lambda driver: driver._execute(driver._conn.setlimit, sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # noqa: SLF001
+    )
 
 
 def _sqlite_pragmas(synchronous: str) -> Any:

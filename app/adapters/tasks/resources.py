@@ -3,19 +3,21 @@
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.domain.workflow.expressions import Expressions
-from app.errors import HeadraceError
+from app.errors import HeadraceError, TaskFailed
 from app.ports import Clock
 from config.kafka import KafkaSettings
 from config.tasks import TasksSettings
 
 if TYPE_CHECKING:
     import httpx
+    from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from app.adapters.producer import BatchProducer, ProducerLimits
@@ -51,7 +53,7 @@ class Resources:
     async def engine(self, url: str, *, read_only: bool = False) -> "AsyncEngine":
         """The engine of a database; the least recently used one gives way when there are too many.
 
-        Raises `UserError` for a URL of no database we know.
+        Raises `UserError` for a URL of no database we know, `TaskFailed` for a SQLite file that is not allowed.
         """
         from app.adapters.sinks.sql import SqlLimits, engine_of, with_driver  # noqa: PLC0415 - a vendor in need
 
@@ -62,11 +64,12 @@ class Resources:
             limits = SqlLimits(settings.sql_connect_timeout_ms / 1000, settings.sql_statement_timeout_ms / 1000)
             # A server that was started anew must not cost each pooled connection a failed attempt.
             engine = engine_of(
-                with_driver("", url),
+                _confined(with_driver("", url), settings.sqlite_paths),
                 limits,
                 connections=settings.sql_connections,
                 read_only=read_only,
                 ask_first=True,
+                attach=False,
             )
             self._engines[key] = engine
         self._engines.move_to_end(key)
@@ -133,3 +136,14 @@ class Resources:
                 await producer.stop()
             except HeadraceError as error:
                 log.warning("%s", error, extra={"action": "producer_stop"})
+
+
+def _confined(url: "URL", allowed: Sequence[str]) -> "URL":
+    """The URL, of a SQLite file where it really lies. Raises `TaskFailed` of type `PathRefused`."""
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return url
+    # What else a URL says could name another file (uri=true), or open it in another way.
+    path = Path(url.database).expanduser().resolve()
+    if url.query or not any(path.is_relative_to(Path(one).expanduser().resolve()) for one in allowed):
+        raise TaskFailed("PathRefused", "the SQLite file of the url is not among tasks.sqlite_paths", retryable=False)
+    return url.set(database=str(path))

@@ -26,7 +26,9 @@ NUMBERS = itertools.count()
 async def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Executor]:
     monkeypatch.setenv("HEADRACE_SECRET_DB", f"sqlite:///{tmp_path / 's3cret.db'}")
     monkeypatch.setenv("HEADRACE_SECRET_TOKEN", "s3cret-token")
-    tasks = TasksSettings(files_directory=str(tmp_path), payload_directory=str(tmp_path / "payloads"))
+    tasks = TasksSettings(
+        files_directory=str(tmp_path), sqlite_paths=(str(tmp_path),), payload_directory=str(tmp_path / "payloads")
+    )
     settings = Settings(tasks=tasks)
     made = new_executor(settings, CelExpressions(), SystemClock(), ProducerLimits("127.0.0.1:1"))
     try:
