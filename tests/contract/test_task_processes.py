@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import orjson
 import psutil
 import pytest
 
@@ -16,6 +18,14 @@ from tests.helpers.task_types import Reports, eventually, executor, order, run
 
 ONE = ProcessLimits(processes=1)
 QUICK = ExecutorLimits(cancel_grace_s=0.1, heartbeat_interval_s=0.0)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; nobody may have waited for it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def test_processes_are_reused_and_not_ours() -> None:
@@ -104,7 +114,22 @@ async def test_what_a_task_started_ends_with_its_process() -> None:
         left = (await run(running, order("test.process", "leave a child"))).result
         assert psutil.pid_exists(left)
         await run(running, order("test.process", "exit", 1))
-        await eventually(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == "zombie")
+        await eventually(lambda: is_gone(left))
+
+
+async def test_what_a_task_started_ends_too_when_its_process_ends_before_its_connection() -> None:
+    pool = ProcessPool(replace(ONE, module="tests.helpers.task_child"))
+    job = {"type": "test.process", "given": {"do": "leave a child"}, "rows": [], "context": {}}
+    try:
+        async with pool.process() as process:
+            call = {**job, "idempotency_key": "e/t", "attempt": 1, "deadline_ms": None}
+            left = psutil.Process(orjson.loads((await process.run(orjson.dumps(call), None)).content))
+            assert process._socket is not None
+            cast(asyncio.ReadTransport, process._socket).pause_reading()
+            os.kill(process.pid, signal.SIGKILL)
+            await eventually(lambda: is_gone(left.pid))
+    finally:
+        await pool.close()
 
 
 async def test_closing_kills_what_runs(tmp_path: Path) -> None:

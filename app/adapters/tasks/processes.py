@@ -112,6 +112,9 @@ class TaskProcess(asyncio.Protocol):
             told = self._output.decode(errors="replace")[-1_000:]
             raise ProcessNotStarted(f"a task process did not start: {error or 'too slow'}. {told}".strip()) from error
         except BaseException:
+            if self._socket is None:
+                ours.close()
+            theirs.close()
             await self.end()
             raise
 
@@ -217,12 +220,21 @@ class _Output(asyncio.SubprocessProtocol):
     def __init__(self, tail: bytearray, exited: "asyncio.Future[None]") -> None:
         self._tail = tail
         self._exited = exited
+        self._pid: int | None = None
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - asyncio passes it
         self._tail += data
         del self._tail[:-OUTPUT_TAIL_BYTES]
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The pipes are ours, and the process runs."""
+        self._pid = cast(asyncio.SubprocessTransport, transport).get_pid()
+
     def process_exited(self) -> None:
+        """Whatever it started ends with it, also when its end is noticed before that of its connection."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pid, signal.SIGKILL)
         _resolve(self._exited, None)
 
 
