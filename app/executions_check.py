@@ -12,7 +12,7 @@ import asyncio
 import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -205,14 +205,16 @@ async def until_committed(kafka: KafkaSettings, clock: Clock, noted: Offsets, wa
 
 
 async def registered(log: Log, topic: str = WORKFLOW_DEFINITIONS.name) -> dict[tuple[str, str], Workflow]:
-    """Every version of every workflow that the topic tells, as the engine reads them."""
+    """Every version of every workflow that the topic tells; like the engine, it passes over what cannot be read."""
     found: dict[tuple[str, str], Workflow] = {}
     async with aclosing(log.read(topic, await log.begins(topic), await log.ends(topic))) as batches:
         async for batch in batches:
             for record in batch:
                 where = id_of_key(_text(record.key))
                 if where is not None and where[0] == "workflow" and record.value is not None:
-                    found[where[1], where[2]] = workflow_of(decode_definition(record.value))
+                    # Executions of one that cannot be read are blamed for it: "unknown definition".
+                    with suppress(ValueError):
+                        found[where[1], where[2]] = workflow_of(decode_definition(record.value))
     return found
 
 

@@ -58,6 +58,7 @@ async def test_process_that_dies_fails_its_attempt_precisely_and_is_replaced(do:
     ("do", "value", "type_"),
     [
         ("raise", "broken", "ValueError"),
+        ("raise the unsayable", None, "Unsayable"),
         ("fail", "it", "Refused"),
         ("system exit", 3, "SystemExit"),
         ("interrupt", None, "KeyboardInterrupt"),

@@ -36,6 +36,15 @@ class Params(BaseModel):
     value: Any = None
 
 
+class Unsayable(Exception):
+    """An error of which nobody can say what it is."""
+
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+    __repr__ = __str__
+
+
 class Hanging:
     """Functions that hang wait for this, so that a test can let them go at its end."""
 
@@ -169,6 +178,8 @@ def done(call: TaskCall[Params]) -> Any:
             return {"key": call.idempotency_key, "attempt": call.attempt, "context": dict(call.context)}
         case "raise":
             raise ValueError(value)
+        case "raise the unsayable":
+            raise Unsayable
         case "fail":
             raise TaskFailed("Refused", f"refused {value}", retryable=False, detail={"value": value})
         case "system exit":

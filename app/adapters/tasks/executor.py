@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from app import metrics
-from app.adapters.tasks.failures import describe, redacted
+from app.adapters.tasks.failures import told
 from app.adapters.tasks.payload import Payloads, TooLarge, encode, encode_in_thread, is_plain
 from app.adapters.tasks.preparation import Preparation, Prepared, Unprepared
 from app.adapters.tasks.processes import ProcessPool, TaskProcess
@@ -294,7 +294,7 @@ class Executor:
         elif error is None:
             report(self._report(run, result, None))
         else:
-            report(self._report(run, None, redacted(describe(error), run.redact)))
+            report(self._report(run, None, told(error, run.redact)))
 
     def _report(self, run: _Run, result: Any, error: TaskError | None) -> Report:
         order = run.order

@@ -21,8 +21,28 @@ FRAMES: Final = 6
 Redact = Callable[[str], str]
 
 
+def told(error: BaseException, redact: Redact) -> TaskError:
+    """What the history holds of an error, whatever the error itself does: an attempt that is not told is stuck."""
+    try:
+        return redacted(describe(error), redact)
+    except Exception as fault:  # noqa: BLE001 - a plug-in may have put anything into its failure
+        return _unsayable(error, fault)
+
+
 def describe(error: BaseException) -> TaskError:
     """The error as it is, secrets included: `redacted` goes over it before anybody sees it."""
+    try:
+        return _described(error)
+    except Exception as fault:  # noqa: BLE001 - a stranger's `__str__` may raise anything
+        return _unsayable(error, fault)
+
+
+def _unsayable(error: BaseException, fault: Exception) -> TaskError:
+    message = f"the task failed, and its error cannot be told: {type(fault).__name__}"
+    return TaskError(type=_text(type(error).__name__)[:100], message=message)
+
+
+def _described(error: BaseException) -> TaskError:
     match error:
         case TaskFailed():
             return TaskError(type=error.type, message=error.message, retryable=error.retryable, detail=error.detail)

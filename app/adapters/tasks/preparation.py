@@ -185,7 +185,7 @@ class Unprepared(Exception):
     """Carries an error together with what hides its secrets."""
 
     def __init__(self, error: Exception, redact: Callable[[str], str]) -> None:
-        super().__init__(str(error))
+        super().__init__(type(error).__name__)
         self.error = error
         self.redact = redact
 

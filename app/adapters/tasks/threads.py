@@ -52,7 +52,7 @@ class Raised(Exception):
     """Carries what a function raised: a future refuses to hold `StopIteration`, and a loop ends on `SystemExit`."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(repr(error))
+        super().__init__(type(error).__name__)  # its own words may raise anything
         self.error = error
 
 

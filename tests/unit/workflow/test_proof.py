@@ -3,13 +3,15 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from app.domain.workflow.commands import RetryExecution
 from app.domain.workflow.events import ExecutionEnded, ExecutionStarted, TaskScheduled, TaskSucceeded
 from app.domain.workflow.legal import violations
 from app.effects_book import EffectsBook
-from app.executions_check import Checked, Effects, Terms, check_executions
+from app.executions_check import Checked, Effects, Terms, check_executions, registered
+from config.topics import WORKFLOW_DEFINITIONS
 from tests.helpers.workflow_log import (
     ASK,
     BROKEN,
@@ -70,6 +72,20 @@ async def test_a_legal_log_has_no_fault_and_is_counted():
     assert (found.executions, found.starts, found.refused, found.effects, found.effects_due) == (4, 4, 1, 4, 4)
     assert found.statuses == {"succeeded": 4}
     assert found.events > 30
+
+
+async def test_a_definition_that_cannot_be_read_ends_no_check():
+    log = MemoryLog()
+    document = {"id": "w", "tasks": {"one": {"type": "transform.cel"}}}
+    for key, value in (
+        ("workflow:w@1", {"id": "w", "version": "1", "definition": document}),
+        ("workflow:w@2", {"id": "w", "version": "2", "definition": {"tasks": [1]}}),
+        ("workflow:w@3", []),
+        ("latest:w", {"id": "w", "version": "1"}),
+    ):
+        log.add(WORKFLOW_DEFINITIONS.name, 0, key, orjson.dumps(value))
+    log.add(WORKFLOW_DEFINITIONS.name, 0, "workflow:w@4", b"{")
+    assert set(await registered(log)) == {("w", "1")}
 
 
 async def test_a_partition_that_is_too_large_is_read_in_shares():

@@ -47,6 +47,7 @@ async def test_result_is_a_copy_that_the_task_cannot_change_later(kind: str) -> 
     ("do", "value", "type_", "retryable"),
     [
         ("raise", "broken", "ValueError", True),
+        ("raise the unsayable", None, "Unsayable", True),
         ("fail", "it", "Refused", False),
         ("system exit", 3, "SystemExit", True),
         ("interrupt", None, "KeyboardInterrupt", True),
