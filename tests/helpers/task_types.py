@@ -178,6 +178,8 @@ def done(call: TaskCall[Params]) -> Any:
             return {"key": call.idempotency_key, "attempt": call.attempt, "context": dict(call.context)}
         case "raise":
             raise ValueError(value)
+        case "fail badly":
+            raise TaskFailed(value, value, detail={value: value})
         case "raise the unsayable":
             raise Unsayable
         case "fail":

@@ -83,7 +83,7 @@ def redacted(error: TaskError, redact: Redact) -> TaskError:
     if len(message) > MESSAGE_CHARACTERS:
         message = message[:MESSAGE_CHARACTERS] + " …"
     return TaskError(
-        type=redact(error.type)[:100],
+        type=_text(redact(error.type))[:100],
         message=_text(message),
         retryable=error.retryable,
         detail=_detail(error.detail, redact),

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from app.adapters.tasks.executor import ExecutorLimits
@@ -65,6 +67,13 @@ async def test_failure_says_what_it_was(kind: str, do: str, value: Any, type_: s
     assert report.error is not None
     assert (report.error.type, report.error.retryable) == (type_, retryable)
     assert report.result is None
+
+
+async def test_error_is_text_that_every_encoder_takes() -> None:
+    async with executor() as running:
+        report = await run(running, order("test.async", "fail badly", "x\ud800"))
+    assert report.error is not None
+    assert orjson.loads(orjson.dumps(asdict(report.error)))["type"] == "x?"
 
 
 async def test_task_that_cancels_itself_has_failed() -> None:
