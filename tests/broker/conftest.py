@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from app.adapters.embedded import EmbeddedKafka
-from tests.helpers.broker import embedded_settings
+from tests.helpers.broker import KEEPS_ALL, embedded_settings
 from tests.helpers.cli import Headrace
 
 
 @pytest.fixture(scope="module")
 def module_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The bootstrap server of a Kafka that only the tests of one module use, under the service's own topic names."""
-    kafka = EmbeddedKafka(embedded_settings(tmp_path_factory.mktemp("module-kafka")))
+    kafka = EmbeddedKafka(embedded_settings(tmp_path_factory.mktemp("module-kafka")), overrides=KEEPS_ALL)
     asyncio.run(kafka.start())
     try:
         yield kafka.bootstrap

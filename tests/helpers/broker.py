@@ -16,6 +16,9 @@ from config.topics import TopicSpec
 
 # A developer's own broker, to save the start: its bootstrap servers.
 REUSE = "HEADRACE_TEST_BOOTSTRAP"
+# Records of tests are of a day in the past: the broker's first look for what is past its retention, 30 s after the
+# start, would delete them while a test reads them.
+KEEPS_ALL = {"log.initial.task.delay.ms": "86400000", "log.retention.check.interval.ms": "86400000"}
 
 
 def embedded_settings(folder: Path, **overrides: object) -> EmbeddedSettings:
@@ -33,7 +36,7 @@ def running_broker(folder: Path) -> Iterator[str]:
     if reused:
         yield reused
         return
-    kafka = EmbeddedKafka(embedded_settings(folder))
+    kafka = EmbeddedKafka(embedded_settings(folder), overrides=KEEPS_ALL)
     asyncio.run(kafka.start())
     try:
         yield kafka.bootstrap
