@@ -52,7 +52,9 @@ class Api:
         return self._ask("POST", path, query=query, body=body, headers=headers, timeout_s=timeout_s)
 
     @contextlib.contextmanager
-    def lines(self, *path: str, silent_s: float = 60.0) -> "Iterator[Iterator[str]]":
+    def lines(
+        self, *path: str, silent_s: float = 60.0, headers: dict[str, str] | None = None
+    ) -> "Iterator[Iterator[str]]":
         """The lines of a stream as they come; `silent_s` without any ends it. Raises as `get`."""
         import httpx  # noqa: PLC0415 - `--help` must not wait for it
 
@@ -60,7 +62,7 @@ class Api:
         try:
             with (
                 httpx.Client(timeout=timeout, trust_env=not self._local) as client,
-                client.stream("GET", self._where(path)) as answer,
+                client.stream("GET", self._where(path), headers=headers) as answer,
             ):
                 if not answer.is_success:
                     answer.read()

@@ -1,5 +1,6 @@
 """`headrace executions`: what became of executions, their histories, and orders to them."""
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -31,6 +32,7 @@ STYLES: Final = {
     "skipped": "dim",
 }
 PAGE: Final = 1000
+_AGAIN_S: Final = 0.5
 _DETAIL_CHARS: Final = 120
 _TASK_DETAILS: Final = ("reason", "waits_for", "items", "items_done", "child_id")
 _NOTHING: Final[tuple[Any, ...]] = (None, "", {}, [])
@@ -150,13 +152,20 @@ def watch(
 ) -> None:
     """Show the events of one execution as they come, until it ends; exit code 1 unless it succeeded."""
     api = Api(url, config, flags)
-    with api.lines("executions", execution_id, "stream") as lines:
-        for event in _events(lines):
-            if as_json:
-                print(orjson.dumps(event).decode(), flush=True)
-            else:
-                _print_event(event)
-    found = api.get("executions", execution_id)
+    last: int | None = None
+    while True:
+        headers = None if last is None else {"Last-Event-ID": str(last)}
+        with api.lines("executions", execution_id, "stream", headers=headers) as lines:
+            for event in _events(lines):
+                last = event["seq"]
+                if as_json:
+                    print(orjson.dumps(event).decode(), flush=True)
+                else:
+                    _print_event(event)
+        found = api.get("executions", execution_id)
+        if found["status"] in FINAL:
+            break
+        time.sleep(_AGAIN_S)  # the API had to end the stream before the execution ended
     if not as_json:
         print_outcome(found)
     raise typer.Exit(outcome(found))

@@ -187,6 +187,28 @@ def test_watching_shows_events_as_they_come_until_the_end(api: Node, cli: Cli) -
     assert again.out.splitlines()[-2].split()[3] == "failed"
 
 
+def test_watching_goes_on_when_the_api_ends_the_stream_before_the_execution_ends(api: Node, cli: Cli) -> None:
+    execution_id = _id()
+    cli.tell(execution_id, run(execution_id, started(), scheduled(1)))
+    assert api.gateway is not None
+    gateway, watchers = api.gateway, api.gateway.access.index._watchers
+
+    def end() -> None:
+        until(lambda: watchers.get(execution_id), "somebody watches")
+        [first] = watchers[execution_id]
+        assert gateway._streams is not None
+        api._loop.call_soon_threadsafe(gateway._streams.close)
+        until(lambda: first not in watchers.get(execution_id, ()), "that stream has ended")
+        api.tell((execution_id, run(execution_id, failed(2), ended(3, "failed"))))
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    answer = cli("executions", "watch", execution_id, "--json")
+    thread.join()
+    assert [json.loads(line)["seq"] for line in answer.out.splitlines()] == [0, 1, 2, 3], answer
+    assert answer.code == 1
+
+
 def test_orders_go_to_one_or_to_all_that_match(cli: Cli, module_broker: str) -> None:
     flow = f"flow-{_id()}"
     ids = [_id() for _ in range(3)]
