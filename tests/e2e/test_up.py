@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -107,7 +108,7 @@ def end(running: Up) -> None:
 
 def healthy(running: Up) -> None:
     url = running.said(r"Health\s+(\S+)")[1] + "/ready"
-    until(lambda: (answer := get(url)) is not None and answer.status_code == 200, f"ready: {get(url)}", 60)
+    until(lambda: (answer := get(url)) is not None and answer.status_code == 200, f"ready: {url}", 120)
 
 
 def rollups_are_recomputed(bootstrap: str, folder: Path) -> None:
@@ -132,7 +133,7 @@ def _rollup_flags() -> list[str]:
 
 def test_ctrl_c_leaves_no_process_and_a_balanced_ledger(up):
     healthy(up)
-    until(lambda: up.total("rollups_emitted_total") > 100, "rollups are emitted", 30)
+    until(lambda: up.total("rollups_emitted_total") > 100, "rollups are emitted", 120)
     children = psutil.Process(up.pid).children(recursive=True)
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 0, up.output
@@ -145,6 +146,32 @@ def test_ctrl_c_leaves_no_process_and_a_balanced_ledger(up):
     assert "Traceback" not in up.output, up.output
 
 
+def test_one_workflow_succeeds_on_live_signals_and_the_one_that_fails_on_purpose_is_put_right(up, tmp_path):
+    healthy(up)
+    api = up.said(r"API and docs\s+(\S+)/docs")[1]
+    execution_id = up.said(r"executions retry (demo-needs-retry-\w+)")[1]
+    until(lambda: _read(f"{api}/api/v1/executions/{execution_id}").get("status") == "failed", "it has failed", 120)
+    retried = subprocess.run(
+        [sys.executable, "-m", "app", "executions", "retry", execution_id, "--url", api],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    until(lambda: _read(f"{api}/api/v1/executions/{execution_id}").get("status") == "succeeded", "it is put right", 120)
+    reports = f"{api}/api/v1/executions?workflow=demo-signal-report&status=succeeded"
+    until(lambda: _read(reports).get("items"), "a signal has its report", 120)
+    assert (tmp_path / ".headrace" / "files" / "demo" / "reports.jsonl").read_text()
+
+
+def _read(url: str) -> dict[str, Any]:
+    answer = get(url)
+    return answer.json() if answer is not None and answer.status_code == 200 else {}
+
+
 def test_rollups_survive_the_kill_of_every_process(up, tmp_path):
     """Kill -9 of worker, producer, gateway and broker in turn: no gap, no double count."""
     healthy(up)
@@ -154,7 +181,7 @@ def test_rollups_survive_the_kill_of_every_process(up, tmp_path):
         up.runs(role, other_than=victim.pid)
         healthy(up)
     emitted = up.total("rollups_emitted_total")
-    until(lambda: up.total("rollups_emitted_total") > emitted + 100, "rollups are emitted again", 60)
+    until(lambda: up.total("rollups_emitted_total") > emitted + 100, "rollups are emitted again", 120)
     rollups_are_recomputed(up.bootstrap, tmp_path)
 
 
@@ -162,7 +189,7 @@ def test_a_killed_supervisor_takes_everything_with_it_and_the_next_start_recover
     first = start(tmp_path)
     try:
         healthy(first)
-        until(lambda: first.total("rollups_emitted_total") > 100, "rollups are emitted", 30)
+        until(lambda: first.total("rollups_emitted_total") > 100, "rollups are emitted", 120)
         children = psutil.Process(first.pid).children(recursive=True)
         first.process.kill()
         until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "all are gone")
@@ -171,7 +198,7 @@ def test_a_killed_supervisor_takes_everything_with_it_and_the_next_start_recover
     second = start(tmp_path)
     try:
         healthy(second)
-        until(lambda: second.total("rollups_emitted_total") > 100, "rollups are emitted", 30)
+        until(lambda: second.total("rollups_emitted_total") > 100, "rollups are emitted", 120)
         rollups_are_recomputed(second.bootstrap, tmp_path)
     finally:
         end(second)

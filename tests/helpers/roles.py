@@ -31,7 +31,8 @@ def settings(**sections: dict[str, Any]) -> Settings:
         "http": {"port": 0},
         "health": {"port": 0, "watchdog_interval_s": 0.05},
         "metrics": {"port": 0},
-        "supervisor": {"restart_backoff_ms": 20, "status_interval_s": 0.05},
+        # A busy machine lets a child answer late; a test asks for 5 s.
+        "supervisor": {"restart_backoff_ms": 20, "status_interval_s": 0.05, "scrape_timeout_ms": 3000},
     }
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section
