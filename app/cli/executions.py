@@ -153,19 +153,22 @@ def watch(
     """Show the events of one execution as they come, until it ends; exit code 1 unless it succeeded."""
     api = Api(url, config, flags)
     last: int | None = None
+    kind = ""
     while True:
         headers = None if last is None else {"Last-Event-ID": str(last)}
         with api.lines("executions", execution_id, "stream", headers=headers) as lines:
             for event in _events(lines):
-                last = event["seq"]
+                last, kind = event["seq"], event["type"]
                 if as_json:
                     print(orjson.dumps(event).decode(), flush=True)
                 else:
                     _print_event(event)
         found = api.get("executions", execution_id)
-        if found["status"] in FINAL:
+        is_final = found["status"] in FINAL
+        if is_final and kind == "execution_ended":
             break
-        time.sleep(_AGAIN_S)  # the API had to end the stream before the execution ended
+        if not is_final:  # else the API had to end the stream before it had told everything
+            time.sleep(_AGAIN_S)
     if not as_json:
         print_outcome(found)
     raise typer.Exit(outcome(found))
