@@ -201,7 +201,7 @@ def test_prometheus_finds_every_role_up(stack: Stack) -> None:
 
     assert set(until(all_up, "targets are up")) == {*roles(), "prometheus"}
     query = f"{url}/api/v1/query?query=count%20by%20(role)%20(config_info)"
-    counted = until(lambda: _result(get(query), 3), "metrics of every role in Prometheus")
+    counted = until(lambda: _result(get(query), len(roles())), "metrics of every role in Prometheus")
     assert {one["metric"]["role"] for one in counted} == set(roles())
 
 
