@@ -1,10 +1,7 @@
 """Traps of stock Faust that the transport designs out: each is shown on `kafka://` first, then gone on `headrace://`."""
 
 import asyncio
-import gc
 import time
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import faust.streams
@@ -34,15 +31,6 @@ from tests.helpers.faust import (
 from tests.helpers.kafka import records, until, values_of
 
 pytestmark = pytest.mark.broker
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _what_stock_faust_leaves_open() -> Iterator[None]:
-    """A stock app that crashes may leave connections open: they are collected here, not blamed on a later test."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture

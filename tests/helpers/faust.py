@@ -82,6 +82,9 @@ class Seen:
 async def running_stock(app: faust.App) -> AsyncIterator[faust.App]:
     app.finalize()
     await app.start()
+    # When a stop meets a rebalance, stock Faust closes the client from the wrong loop, marks it closed, and so leaves
+    # its connections open for whichever test runs when they are collected. Our transport designs that out, too.
+    app.consumer._thread.close = lambda: None
     try:
         yield app
     finally:
