@@ -2,10 +2,11 @@
 
 The order, which is the guarantee:
 (1) everything that waits is decided together: what executors reported, records of `workflow.commands`, timers due;
-(2) each execution that changed is written once, and `agents.stage` makes the batch durable;
-(3) only then, in `settled`, attempts begin and are called back; commands for other executions are outputs of the
-    batch, so that they are sent with it;
-(4) a new owner reads the headers of live executions, fills the limiter from them, and orders what is in hand anew.
+(2) attempts that need not wait begin (`agents.engine_turns` says which), and what they report at once is decided too;
+(3) each execution that changed is written once, and `agents.stage` makes the batch durable;
+(4) only then, in `settled`, all other attempts begin and are called back; commands for other executions are outputs
+    of the batch, so that they are sent with it;
+(5) a new owner reads the headers of live executions, fills the limiter from them, and orders what is in hand anew.
 """
 
 import logging
@@ -15,7 +16,7 @@ from typing import Final
 
 from agents.engine_aside import Broken, put_aside
 from agents.engine_batch import Batch
-from agents.engine_debounce import holds_back, mark, mark_key
+from agents.engine_debounce import judge, mark_key
 from agents.engine_entities import EntityCommand, is_entity
 from agents.engine_gate import BEGINS, Gate
 from agents.engine_intake import Taken, Unreadable, read
@@ -23,7 +24,7 @@ from agents.engine_keeper import EntityKeeper
 from agents.engine_outside import Outside
 from agents.engine_store import Executions, Live
 from agents.engine_sweep import Sweep
-from agents.engine_terms import LOCAL_QUEUE, Node, Wanted
+from agents.engine_terms import Node, Wanted
 from agents.engine_turns import Turns
 from agents.engine_watch import Watch
 from app import metrics
@@ -106,7 +107,7 @@ class Engine:
 
     def prepare(self, records: Sequence[InRecord]) -> Awaitable[None] | None:
         """Read the records; a definition that is not known here may be on its way."""
-        self._taken = read(records, self._node.terms().limits)
+        self._taken = read(records, self._node.terms().limits, self._node.partitions)
         for taken in self._taken:
             said = taken.said
             if isinstance(said, Start) and self._node.graphs.get(said.workflow, said.version) is None:
@@ -121,7 +122,7 @@ class Engine:
             self._obey(each)
         if self._node.tasks.backlog > self._node.terms().local_backlog:
             self._slow_until_s = self._node.clock.monotonic_s() + SLOW_S
-        return self._conclude(now_ms)
+        return self._decide_due(now_ms)
 
     def tick(self, now_ms: int) -> Changes | None:
         """Decide what executors reported, and timers."""
@@ -133,8 +134,8 @@ class Engine:
         if now_s >= self._passivate_s:
             self._passivate_s = now_s + PASSIVATE_S
             self._store.passivate(now_s - self._node.terms().passivate_after_s)
-        batch = self._conclude(now_ms)
-        return None if batch.is_empty else batch
+        batch = self._decide_due(now_ms)
+        return None if batch.is_empty and not self._store.is_changed else batch
 
     def tick_in_s(self) -> float:
         """0 when something waits, else until the next timer."""
@@ -148,14 +149,40 @@ class Engine:
             steady_s = min(steady_s, self._slow_until_s)
         return min((wall_ms - clock.now_ms()) / 1000, steady_s - now_s)
 
-    def settled(self, changes: Changes, now_ms: int) -> None:  # noqa: ARG002 - the seam's
+    def early(self, changes: Changes) -> bool:
+        """(2), see `agents.engine_turns`: begin the attempts that need not wait, unless this owner may be none."""
+        assert isinstance(changes, Batch), "every change of an engine is a batch"
+        if not changes.early or not self._tables.is_owned:
+            return False
+        wanted, changes.early = changes.early, []
+        for each in wanted:
+            self._node.tasks.offer(self, each)
+        return True
+
+    def add_heard(self, changes: Changes, now_ms: int) -> None:
+        """(1), once more."""
+        assert changes is self._turns.batch, "one batch at a time"
+        self._hear_some()
+        self._fire(now_ms)
+        self._turns.follow_up()
+
+    def conclude(self, changes: Changes, now_ms: int) -> None:
         """(3)"""
+        assert isinstance(changes, Batch), "every change of an engine is a batch"
+        self._store.conclude(changes, self._node.terms(), now_ms, self._turns.unwritable)
+        changes.export()
+        if self._turns.active != self._active_shown:
+            self._active_shown = self._turns.active
+            metrics.WORKFLOW_ACTIVE.labels(str(self.partition)).set(self._active_shown)
+
+    def settled(self, changes: Changes, now_ms: int) -> None:  # noqa: ARG002 - the seam's
+        """(4)"""
         assert isinstance(changes, Batch), "every change of an engine is a batch"
         if self.closed:
             return
         for execution_id, task, item in changes.cancels:
             self._node.tasks.cancel(execution_id, task, item)
-        for wanted in changes.dispatches:
+        for wanted in (*changes.early, *changes.dispatches):
             self._node.tasks.offer(self, wanted)
 
     def close(self) -> None:
@@ -172,7 +199,7 @@ class Engine:
         if live is None or live.graph is None or live.state is None or not is_current(live.state, wanted.dispatch):
             return None
         clock = self._node.clock
-        is_local = wanted.queue == LOCAL_QUEUE and self._node.terms().local_tasks
+        is_local = self._node.tasks.is_local(wanted.queue)
         try:
             order = order_for(live.state, live.graph, wanted.dispatch, clock.now_ms())
         except Exception as error:  # noqa: BLE001 - one execution must not stop a partition for ever
@@ -234,22 +261,19 @@ class Engine:
         if now_ms < was_ms - CLOCK_BACK_MS:
             self._keeper.look_again()
         self._timers.refill(now_ms)
+        self._hear_some()
+
+    def _hear_some(self) -> None:
         for _ in range(min(len(self._inbox), self._node.terms().transaction_commands)):
             self._hear(self._inbox.popleft())
 
-    def _conclude(self, now_ms: int) -> Batch:
-        """(1), its end, and (2)"""
+    def _decide_due(self, now_ms: int) -> Batch:
+        """(1), its end."""
         self._fire(now_ms)
         for broken in self._store.take_broken():
             self._put_aside(broken, now_ms)
         self._turns.follow_up()
-        batch = self._turns.batch
-        self._store.conclude(batch, self._node.terms(), now_ms, self._turns.unwritable)
-        batch.export()
-        if self._turns.active != self._active_shown:
-            self._active_shown = self._turns.active
-            metrics.WORKFLOW_ACTIVE.labels(str(self.partition)).set(self._active_shown)
-        return batch
+        return self._turns.batch
 
     def _put_aside(self, broken: Broken, now_ms: int) -> None:
         self._gate.release(broken.execution_id)
@@ -329,10 +353,10 @@ class Engine:
         if debounce is None:
             return False
         key = mark_key(start.workflow, debounce.key)
-        if holds_back(self._row(key), start.at_ms):
-            return True
-        self._turns.batch.put(key, mark(start.at_ms, debounce.seconds))
-        return False
+        held_back, row = judge(self._row(key), start)
+        if row is not None:
+            self._turns.batch.put(key, row)
+        return held_back
 
     def _row(self, key: bytes) -> bytes | None:
         """A row as it will be: what the batch under way has decided goes before what is written."""
@@ -382,7 +406,7 @@ class Engine:
     # ---- takeover ----
 
     def _recover(self, now_ms: int) -> None:
-        """(4), its first half: what a scan of the headers tells."""
+        """(5), its first half: what a scan of the headers tells."""
         for execution_id, header in self._store.headers():
             self._turns.active += 1
             self._turns.arrive(header.arrival)
@@ -401,7 +425,7 @@ class Engine:
         )
 
     def _order_some(self) -> None:
-        """(4), its second half: so many at a time that the loop, and the lease, live on."""
+        """(5), its second half: so many at a time that the loop, and the lease, live on."""
         for _ in range(min(len(self._in_hand), RECOVERED_AT_ONCE)):
             execution_id, next_seq = self._in_hand.popleft()
             live = self._store.get(execution_id)

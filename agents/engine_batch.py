@@ -16,11 +16,14 @@ from tables.partition import Changes
 class Batch(Changes):
     """`dispatches` begin and `cancels` (execution, task, item) are called back once the rest is durable.
 
+    What is in `early` may begin before.
+
     `tasks` counts attempts by (type, status), `ended` executions by (workflow, status); `attempts` (type) and
     `durations` (workflow) say how long they took, in seconds.
     """
 
     dispatches: list[Wanted] = field(default_factory=list)
+    early: list[Wanted] = field(default_factory=list)
     cancels: list[tuple[str, str | None, int | None]] = field(default_factory=list)
     tasks: dict[tuple[str, str], int] = field(default_factory=dict)
     ended: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -32,7 +35,7 @@ class Batch(Changes):
     @property
     def is_empty(self) -> bool:
         """Nothing was decided."""
-        return not (self.rows or self.outputs or self.dispatches or self.cancels)
+        return not (self.rows or self.outputs or self.dispatches or self.early or self.cancels)
 
     def set_timer(self, timer: bytes) -> None:
         """A timer's row is wanted; it is new unless this batch has deleted it before."""

@@ -84,10 +84,14 @@ class Dispatcher:
         """Attempts that run in this process."""
         return len(self._running)
 
+    def is_local(self, queue: str) -> bool:
+        """Whether attempts of this queue run in this process."""
+        return self._executor is not None and queue == LOCAL_QUEUE and self._terms().local_tasks
+
     def offer(self, owner: Owner, wanted: Wanted) -> None:
         """Begin an attempt as soon as may be."""
         executor = self._executor
-        if executor is None or wanted.queue != LOCAL_QUEUE or not self._terms().local_tasks:
+        if executor is None or not self.is_local(wanted.queue):
             self._send(owner, wanted)
         elif len(self._line) or not executor.free or not self._hand_over(executor, owner, wanted):
             self._wait(owner, wanted)

@@ -65,6 +65,10 @@ class Gate:
 
     # ---- decisions ----
 
+    def is_free(self, workflow: Workflow) -> bool:
+        """Whether its executions begin whatever others do."""
+        return self._policy(workflow).is_free
+
     def ask(
         self, entry: Entry, workflow: Workflow, changes: Changes, now_ms: int, *, is_retry: bool = False
     ) -> Verdict:

@@ -106,6 +106,11 @@ class Executions:
         self._dirty[live.id] = live
         self._cache[live.id] = live
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether something is to be written."""
+        return bool(self._dirty)
+
     def headers(self) -> Iterator[tuple[str, Header]]:
         """Every live execution on disk, in the order of ids."""
         for key, row in self._tables.range(rows.LIVE, bytes((rows.LIVE[0] + 1,))):

@@ -41,7 +41,7 @@ class Terms(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """An attempt that may begin: its execution is durable. `asked_ms` is 0 but for the first one of an execution."""
+    """An attempt that may begin. `asked_ms` is 0 but for the first one of an execution."""
 
     execution_id: str
     workflow: str
@@ -104,6 +104,7 @@ class Tasks(Protocol):
     def backlog(self) -> int:
         """Attempts that wait for a slot of this process."""
 
+    def is_local(self, queue: str) -> bool: ...
     def offer(self, owner: Owner, wanted: Wanted) -> None: ...
     def cancel(self, execution_id: str, task: str | None, item: int | None) -> None: ...
     def drop(self, owner: Owner) -> None: ...

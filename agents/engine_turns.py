@@ -1,5 +1,9 @@
 """Decides one execution after the other for a batch: events from the core, and each effect put where it belongs.
 
+An attempt begins when the decision that orders it is durable. Two kinds begin before, in this process only (decision
+0014). Pure transforms: they touch nothing outside. The first attempts of a start that was refused no place by a
+limiter and names its version: the start itself is durable, and a crash brings the same decision, attempt and token.
+
 Durable timers are those that nothing else would bring back: retries, waits, approvals, timeouts of executions and
 of what the engine does itself. The time of a running attempt is watched in memory (`agents.engine_watch`).
 """
@@ -68,7 +72,8 @@ class Turns:
         self.active += 1
         entry = Entry(live.id, command.workflow, command.key, command.priority, live.arrival)
         verdict = self._gate.ask(entry, graph.workflow, self.batch, self.now_ms)
-        self._advance(live, graph, command, queued=verdict.queued, skipped=verdict.skipped)
+        early = bool(command.version) and command.debounce is None and self._gate.is_free(graph.workflow)
+        self._advance(live, graph, command, queued=verdict.queued, skipped=verdict.skipped, early=early)
         for other in verdict.cancel:
             why = f"{command.execution_id} takes its place"
             self._follow_up.append(Cancel(execution_id=other, command_id=f"{command.execution_id}/place", reason=why))
@@ -140,7 +145,14 @@ class Turns:
             self._gate.release(live.id)
 
     def _advance(
-        self, live: Live, graph: Graph, command: Command, *, queued: bool = False, skipped: str | None = None
+        self,
+        live: Live,
+        graph: Graph,
+        command: Command,
+        *,
+        queued: bool = False,
+        skipped: str | None = None,
+        early: bool = False,
     ) -> bool:
         """Decide, and put every effect where it belongs; whether anything came of it."""
         try:
@@ -161,11 +173,18 @@ class Turns:
         if state is None or not events:
             return False
         live.state = state
-        self._record(live, graph, state, events, effects(state, events, graph))
+        self._record(live, graph, state, events, effects(state, events, graph), early=early)
         return True
 
     def _record(
-        self, live: Live, graph: Graph | None, state: Execution, events: list[Event], made: tuple[Effect, ...]
+        self,
+        live: Live,
+        graph: Graph | None,
+        state: Execution,
+        events: list[Event],
+        made: tuple[Effect, ...],
+        *,
+        early: bool = False,
     ) -> None:
         self._store.touch(live, events, self._node.clock.monotonic_s())
         if graph is not None:
@@ -173,9 +192,12 @@ class Turns:
         asked_ms = state.asked_at if isinstance(events[0], ExecutionStarted) else 0
         for effect in made:
             if isinstance(effect, Dispatch):
-                queue = "default" if graph is None else graph.nodes[effect.task].task.queue
+                assert graph is not None, "nothing begins without a definition"
+                node = graph.nodes[effect.task]
+                queue = node.task.queue
                 wanted = Wanted(live.id, state.workflow, state.priority, queue, effect, asked_ms)
-                self.batch.dispatches.append(wanted)
+                may_begin = (early or node.is_pure) and self._node.tasks.is_local(queue)
+                (self.batch.early if may_begin else self.batch.dispatches).append(wanted)
                 asked_ms = 0
             else:
                 self._outward(live, state, effect)

@@ -2,7 +2,7 @@
 
 For each batch of a partition, which is the guarantee (`tables.partition` numbers the same steps):
 (1) records that the tables have already applied are left out;
-(2) the logic decides: new rows and outputs, no await in between;
+(2) the logic decides: new rows and outputs; what a `LiveLogic` hears at once of what it began early belongs to it;
 (3) rows, applied offset and outputs become durable in one write;
 (4) outputs, changelog and marker are acknowledged by the broker, while the next batch is decided;
 (5) the range is acknowledged to the transport, which commits it.
@@ -10,11 +10,12 @@ A worker that fails fails the stage: nothing it held was acknowledged, so anothe
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from app import metrics
 from app.domain.pace import Pace
@@ -22,6 +23,9 @@ from app.ports import Clock, InRecord
 from tables.partition import Changes, TablePartition, Transaction
 
 log = logging.getLogger(__name__)
+
+# Turns of the loop in which what began early may answer; a function that waits for nothing answers in the first.
+EARLY_TURNS: Final = 3
 
 
 class StageBatch(Protocol):
@@ -53,7 +57,8 @@ class LiveLogic(Logic, Protocol):
     """Logic that also hears from elsewhere than its topic, and acts once a decision is durable.
 
     What it heard it decides in its next `take` or `tick`, whichever comes first; whoever tells it something
-    calls `Stage.wake`. Its ticks come when it wants them, not in intervals.
+    calls `Stage.wake`. Its ticks come when it wants them, not in intervals. What it returns is finished by
+    `conclude`; before, it may begin what need not wait for durability, and hear of it (decision 0014).
     """
 
     def tick_in_s(self) -> float:
@@ -64,6 +69,15 @@ class LiveLogic(Logic, Protocol):
 
     def prepare(self, records: Sequence[InRecord]) -> Awaitable[None] | None:
         """Called before `take` with the same records: what has to be waited for first, None for nothing."""
+
+    def early(self, changes: Changes) -> bool:
+        """Begin what of the changes need not wait until they are durable; whether that was anything."""
+
+    def add_heard(self, changes: Changes, now_ms: int) -> None:
+        """Decide what was heard since, as a part of the same changes."""
+
+    def conclude(self, changes: Changes, now_ms: int) -> None:
+        """Nothing is added any more: make the rows and outputs."""
 
     def settled(self, changes: Changes, now_ms: int) -> None:
         """These changes are durable; called in their order."""
@@ -90,6 +104,8 @@ class _Worker:
         self._stage = stage
         self._live: LiveLogic | None = None
         self._settling: set[asyncio.Task[None]] = set()
+        self._written = asyncio.Event()  # clear from a decision that is being added to until it is written
+        self._written.set()
         self._pace = Pace()
         self._tick_due_s = 0.0
         self._offset_taken = -1
@@ -116,7 +132,7 @@ class _Worker:
                 # Between batches too: on a busy partition there is no pause in which to tick.
                 if self._in_s() <= 0:
                     if not self.suspended and self._has_room():
-                        self._tick(logic, self.tables)
+                        await self._tick(logic, self.tables)
                     self._plan_tick()
         except asyncio.CancelledError:
             raise
@@ -191,19 +207,35 @@ class _Worker:
         behind = self._pace.behind(last.offset, batch.highwater, arrived_ms, now_ms)
         # (2)
         changes = logic.take(records, now_ms, behind=behind)
+        if self._live is not None:
+            await self._complete(self._live, changes, now_ms)
         # (3)
         written = tables.write(changes, batch.topic, last.offset, timestamp_ms=now_ms)
+        self._written.set()
         self.processed += len(records)
         lag_s = max(0.0, (now_ms - last.timestamp) / 1000)
         metrics.LAG_SECONDS.labels(batch.topic, str(batch.partition)).set(lag_s)
         self._start(self._settle(tables, written, now_ms, changes, batch if whole else None))
 
-    def _tick(self, logic: Logic, tables: TablePartition) -> None:
+    async def _tick(self, logic: Logic, tables: TablePartition) -> None:
         now_ms = self._stage.clock.now_ms()
         changes = logic.tick(now_ms)
         if changes is not None:
+            if self._live is not None:
+                await self._complete(self._live, changes, now_ms)
             written = tables.write(changes, timestamp_ms=now_ms)
+            self._written.set()
             self._start(self._settle(tables, written, now_ms, changes, None))
+
+    async def _complete(self, live: LiveLogic, changes: Changes, now_ms: int) -> None:
+        """(2), its end: what begins early and answers at once is decided with what began it."""
+        self._written.clear()
+        for _ in range(EARLY_TURNS):
+            if not live.early(changes):
+                break
+            await asyncio.sleep(0)
+            live.add_heard(changes, now_ms)
+        live.conclude(changes, now_ms)
 
     async def _settle(
         self, tables: TablePartition, written: Transaction, now_ms: int, changes: Changes, batch: StageBatch | None
@@ -240,7 +272,10 @@ class _Worker:
             await asyncio.wait(self._settling, timeout=timeout_s)
 
     async def hushed(self, timeout_s: float) -> None:
-        """Wait until what is written so far is settled and told."""
+        """Wait until what is decided so far is written, settled and told."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._written.wait()
         await self.settled(timeout_s)
         if self.tables is not None:
             await self.tables.hush(timeout_s, timestamp_ms=self._stage.clock.now_ms())

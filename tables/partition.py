@@ -185,6 +185,11 @@ class TablePartition:
         """Of this owner; a later owner's is higher."""
         return self._epoch
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process still has the partition, as far as it can know."""
+        return not self.closed and self._owned()
+
     # ---- read ----
 
     def get(self, key: bytes) -> bytes | None:
@@ -203,7 +208,7 @@ class TablePartition:
 
         Raises `Fenced` when the partition was given up or may have been lost.
         """
-        if self.closed or not self._owned():
+        if not self.is_owned:
             raise Fenced(f"partition {self.partition} of {self.changelog} is no longer owned by this process")
         applied = {**self.applied, topic: offset} if topic is not None else dict(self.applied)
         upto = min(self._marked, self._delivered)

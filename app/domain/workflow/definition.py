@@ -13,6 +13,8 @@ WAIT: Final = "wait"
 APPROVAL: Final = "approval"
 SUB_WORKFLOW: Final = "workflow"
 CONTROL_TYPES: Final = frozenset({WAIT, APPROVAL, SUB_WORKFLOW})
+# Types whose attempts touch nothing outside: the same input gives the same result, however often.
+PURE_TYPES: Final = frozenset({"transform.cel", "transform.jmespath", "transform.aggregate"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from app.domain.workflow.definition import CONTROL_TYPES, Task, Workflow
+from app.domain.workflow.definition import CONTROL_TYPES, PURE_TYPES, Task, Workflow
 
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -16,7 +16,8 @@ class Node(NamedTuple):
     `needs` and `dependents` are the direct ones; `reads` are further tasks that its expressions name and that are
     certain to have finished before it (every ancestor; for `on_failure` every task). `asks` are those of both that the
     engine's own expressions name (`when`, `map`, all of a control task). `is_plain`: neither condition,
-    map nor control type, so that nothing has to be evaluated before it begins. `has_timers`: an attempt may have some.
+    map nor control type, so that nothing has to be evaluated before it begins. `is_pure`: touches nothing outside.
+    `has_timers`: an attempt may have some.
     """
 
     task: Task
@@ -26,6 +27,7 @@ class Node(NamedTuple):
     asks: tuple[str, ...]
     is_control: bool
     is_plain: bool
+    is_pure: bool
     has_timers: bool
     timeout_ms: int | None
     heartbeat_ms: int | None
@@ -120,6 +122,7 @@ def _node(task: Task, dependents: tuple[str, ...], ancestors: set[str]) -> Node:
         asks=tuple(sorted(ancestors & asked)),
         is_control=is_control,
         is_plain=not is_control and task.when is None and task.map is None,
+        is_pure=task.type in PURE_TYPES,
         has_timers=is_control or task.timeout_s is not None or task.heartbeat_s is not None,
         timeout_ms=_ms(task.timeout_s),
         heartbeat_ms=_ms(task.heartbeat_s),

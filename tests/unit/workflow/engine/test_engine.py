@@ -5,12 +5,14 @@ from typing import Any
 import orjson
 import pytest
 
+from agents.engine_batch import Batch
 from agents.engine_entities import EntityCommand, EntityOutcome, GetRow, TimerChange
 from app.domain.workflow.commands import Debounce, Heartbeat, Report, RetryExecution, Signal, Start
 from app.domain.workflow.definition import Concurrency, Rate, Retry, Task
 from app.domain.workflow.events import ExecutionStarted, TaskFailed
 from app.domain.workflow.state import Execution
 from app.ports import OutRecord
+from app.workflow_wire import decode_run
 from config.topics import WORKFLOW_DEADLETTER, WORKFLOW_DEFINITIONS, WORKFLOW_EVENTS
 from tests.helpers.engine import started, task, workflow
 from tests.unit.workflow.engine.world import World
@@ -35,17 +37,58 @@ async def run(world: World, *starts: Start) -> list[Execution]:
 # ---- rows ----
 
 
-async def test_nothing_begins_before_its_decision_is_durable() -> None:
+async def test_what_follows_from_a_report_begins_only_when_the_report_is_durable() -> None:
     world = await opened(LINE)
     world.tell(started("line", "one"))
-    world.publisher.gate.allow(0)
-    records = world.commands[:1]
-    world.engine.prepare(records)
-    changes = world.engine.take(records, world.clock.ms, behind=False)
-    world.tables.write(changes, "workflow.commands", 0, timestamp_ms=world.clock.ms)
+    await world.take(1)
+    world.executor.end(0)
+    changes = world.engine.tick(world.clock.ms)
+    assert changes is not None
+    assert not world.engine.early(changes)
+    world.engine.conclude(changes, world.clock.ms)
+    world.tables.write(changes, timestamp_ms=world.clock.ms)
     assert not world.executor.running
     world.engine.settled(changes, world.clock.ms)
-    assert list(world.executor.running) == [("one", "a", None)]
+    assert list(world.executor.running) == [("one", "b", None)]
+
+
+EARLY = workflow("early", task("a"), task("b", "a", type="transform.cel"), task("c", "b"))
+
+
+async def decided(world: World, start: Start) -> Batch:
+    world.tell(start)
+    waiting = world.engine.prepare(world.commands)
+    assert waiting is None
+    changes = world.engine.take(world.commands, world.clock.ms, behind=False)
+    assert isinstance(changes, Batch)
+    return changes
+
+
+async def test_first_attempts_begin_at_once_and_what_they_say_at_once_is_one_decision_with_the_start() -> None:
+    world = await opened(EARLY)
+    world.prompt = True
+    world.tell(started("early", "one"))
+    await world.take(1)
+    assert list(world.executor.running) == [("one", "c", None)]  # `a` and, being pure, `b` are in the first record
+    runs = [decode_run(record.value) for record in world.log.topics[WORKFLOW_EVENTS.name]]
+    assert [len(run.events) for run in runs] == [6]
+    world.executor.end(0)
+    await world.tick()
+    assert world.state("one").status == "succeeded"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("why", ["limited", "debounced", "of no version", "elsewhere", "not owned"])
+async def test_first_attempts_wait_when_a_crash_might_decide_otherwise(why: str) -> None:
+    limit = {"concurrency": Concurrency(limit=1)} if why == "limited" else {}
+    queue = {"queue": "far"} if why == "elsewhere" else {}
+    world = await opened(workflow("early", task("a", **queue), **limit))
+    fields: dict[str, Any] = {"of no version": {"version": ""}, "debounced": {"debounce": Debounce(key="k", seconds=1)}}
+    if why == "not owned":
+        world.tables.closed = True
+    changes = await decided(world, started("early", "one", **fields.get(why, {})))
+    assert not world.engine.early(changes)
+    assert not world.executor.running
+    assert len(changes.early) + len(changes.dispatches) == 1
 
 
 async def test_an_ended_execution_is_forgotten_after_its_retention_with_all_its_chunks() -> None:

@@ -13,6 +13,7 @@ from tests.unit.workflow.engine.world import World
 
 FLOWS: Final = (
     workflow("line", task("a"), task("b", "a"), task("c", "b")),
+    workflow("pure", task("a"), task("b", "a", type="transform.cel"), task("c", "b", type="transform.cel")),
     workflow("branch", task("a"), task("b", "a"), task("c", "a"), task("d", "b", "c")),
     workflow("flaky", task("a", do="fail_first:1", retry=Retry(attempts=2, backoff_s=0.3)), task("b", "a")),
     workflow("bad", task("a"), task("b", "a", do="fail"), on_failure=task("mend")),
@@ -30,7 +31,7 @@ ENDS: Final = {
     "skips": {"succeeded", "skipped"},
     "takes": {"succeeded", "cancelled"},
 }
-STOPS: Final = ("", "", "", "decided", "written", "lost", "settled")
+STOPS: Final = ("", "", "", "early", "decided", "written", "lost", "settled")
 
 STEP: Final = st.one_of(
     st.tuples(st.just("start"), st.integers(0, len(FLOWS) - 1)),
@@ -38,6 +39,7 @@ STEP: Final = st.one_of(
     st.tuples(st.just("tick"), st.sampled_from(STOPS)),
     st.tuples(st.just("end"), st.integers(0, 9)),
     st.tuples(st.just("time"), st.integers(1, 400)),
+    st.tuples(st.just("prompt"), st.booleans()),
     st.tuples(st.just("repeat"), st.integers(0, 20)),
 )
 
@@ -80,6 +82,8 @@ async def play(steps: list[tuple[str, ...]]) -> None:
                 world.executor.end(int(rest[0]))
             case "time":
                 world.clock.ms += int(rest[0])
+            case "prompt":
+                world.prompt = bool(rest[0])
             case "repeat" if world.commands:
                 again = world.commands[int(rest[0]) % len(world.commands)]
                 world._append(again.key, again.value)

@@ -9,6 +9,7 @@ from agents.engine_batch import Batch
 from agents.engine_dispatch import Dispatcher
 from agents.engine_entities import MakeEntities
 from agents.engine_terms import Graphs, Node, Terms
+from agents.stage import EARLY_TURNS
 from app.adapters.expressions import CelExpressions
 from app.domain.workflow.commands import Command, Report, TaskError
 from app.domain.workflow.definition import Workflow
@@ -50,7 +51,9 @@ class HandExecutor:
         self.running[place] = (order, report)
         return True
 
-    def cancel(self, execution_id: str, task: str | None = None, item: int | None = None) -> None:
+    def cancel(
+        self, execution_id: str, task: str | None = None, item: int | None = None, *, before: int | None = None
+    ) -> None:
         for place in [p for p in self.running if p[0] == execution_id and (task is None or p[1:] == (task, item))]:
             del self.running[place]
 
@@ -80,6 +83,10 @@ class HandExecutor:
             )
         )
 
+    def end_all(self) -> None:
+        while self.running:
+            self.end(0)
+
 
 class World:
     """A partition whose owner may die at any step."""
@@ -94,6 +101,7 @@ class World:
         self.terms = Terms(**terms)
         self.failures: list[BaseException] = []
         self.make_entities: MakeEntities | None = None
+        self.prompt = False  # what begins early has ended before the next turn of the loop
         self._histories: dict[str, list[Event]] = {}
         self._taken: dict[str, int] = {}
 
@@ -160,7 +168,17 @@ class World:
     async def _write(self, changes: Any, read: tuple[str, int] | None, stop: str) -> None:
         assert isinstance(changes, Batch)
         now_ms = self.clock.now_ms()
-        if stop == "decided":
+        for _ in range(EARLY_TURNS):
+            if not self.engine.early(changes):
+                break
+            if self.prompt:
+                self.executor.end_all()
+            if stop == "early":
+                await self.crash()
+                return
+            self.engine.add_heard(changes, now_ms)
+        self.engine.conclude(changes, now_ms)
+        if stop in {"early", "decided"}:
             await self.crash()
             return
         if read is None:
