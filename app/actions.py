@@ -63,6 +63,10 @@ ACTIONS: dict[str, str] = {
     "fleet_stopped": "The devices stopped.",
     "device_command": "The fleet obeyed a command; `command`, `command_id`, `devices`.",
     "replay_ended": "A recorded file was replayed to its end.",
+    # Traces
+    "trace_export_failed": "The collector does not take spans; said once, until it takes them again.",
+    "trace_export_recovered": "The collector takes spans again.",
+    "trace_failed": "Spans could not be made of the events of an execution; the execution goes on.",
     # Workflows
     "engine_recovered": "The engine of a partition is open; how many executions live, how many have work in hand.",
     "execution_failed": "An execution failed or timed out; `workflow_id`, `execution_id`, `trace_id`.",

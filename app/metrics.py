@@ -165,6 +165,12 @@ WORKFLOW_TIMER_LAG = Histogram(
 WORKFLOW_MAILBOX = Gauge(
     "workflow_mailbox_depth", "Commands of a partition that wait to be decided.", ["partition"], registry=REGISTRY
 )
+TRACE_SPANS = Counter(
+    "trace_spans",
+    "Spans by what became of them: exported, failed (the collector did not take them) or dropped (too many waited).",
+    ["outcome"],
+    registry=REGISTRY,
+)
 TASKS_ABANDONED = Gauge(
     "workflow_tasks_abandoned",
     "Threads and coroutines of tasks that were given up and have not come back.",

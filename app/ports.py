@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from app.domain.trace import Span
 from app.domain.workflow.commands import Heartbeat, Report
 from app.domain.workflow.definition import Workflow
 from app.domain.workflow.orders import TaskOrder
@@ -124,6 +125,16 @@ class TaskExecutor(Protocol):
 
     async def close(self) -> None:
         """End everything; what ran is not reported and will be ordered again."""
+
+
+class Tracing(Protocol):
+    """Where spans go; nobody has one where traces are off."""
+
+    sample_ratio: float
+    """The share of the traces that begin here which are recorded."""
+
+    def ended(self, span: Span) -> None:
+        """Take a span that has ended, if it is sampled; at once, from the loop: one too many is dropped and counted."""
 
 
 class Definitions(Protocol):

@@ -20,6 +20,7 @@ from config.sinks import SinksSettings
 from config.supervisor import SupervisorSettings
 from config.tables import TablesSettings
 from config.tasks import TasksSettings
+from config.tracing import TracingSettings
 from config.transform import TransformSettings
 from config.triggers import TriggersSettings
 from config.workflow import WorkflowSettings
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = setting(MetricsSettings(), description="The Prometheus port.")
     profiling: ProfilingSettings = setting(ProfilingSettings(), description="The profiling port.")
     supervisor: SupervisorSettings = setting(SupervisorSettings(), description="One process a role.")
+    tracing: TracingSettings = setting(TracingSettings(), description="Traces of workflows.")
     log: LogSettings = setting(LogSettings(), description="The log.")
 
     @classmethod
