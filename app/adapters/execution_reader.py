@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 import orjson
 
-from app.adapters.execution_schema import SEQ_BITS, SEQ_MASK, TIE_BITS, open_reader
+from app.adapters.execution_schema import AT_MAX_MS, ORDER_MAX, SEQ_BITS, SEQ_MASK, TIE_BITS, open_reader
 from app.adapters.execution_store import CODES, FINAL_CODES, STATUSES, events_of, unpacked
 from app.errors import Unavailable
 
@@ -192,7 +192,7 @@ def _row(found: Sequence[Any]) -> Row:
 def _page(db: sqlite3.Connection, wanted: Wanted, after: tuple[int, str] | None, limit: int) -> list[Row]:
     """Each status is a range of an index, so that several are merged and none is searched."""
     end = min(_end(wanted.until), _end(None) if after is None else after[0] + 1)  # one bound: the planner takes one
-    where, values = ["e.ord >= ?", "e.ord < ?"], [max(0, wanted.since or 0) << TIE_BITS, end]
+    where, values = ["e.ord >= ?", "e.ord < ?"], [_order(wanted.since or 0), end]
     names: list[Any] = []
     if after is not None:
         where.append("(e.ord, e.id) < (?, ?)")
@@ -220,7 +220,12 @@ def _page(db: sqlite3.Connection, wanted: Wanted, after: tuple[int, str] | None,
 
 
 def _end(until: int | None) -> int:
-    return (1 << 62) if until is None else max(0, until) << TIE_BITS
+    return ORDER_MAX if until is None else _order(until)
+
+
+def _order(at_ms: int) -> int:
+    """The least place of what was asked for at this time; all that is too far ahead is at the end."""
+    return min(max(0, at_ms), AT_MAX_MS + 1) << TIE_BITS
 
 
 def _workflow(db: sqlite3.Connection, name: str | None) -> int | None:

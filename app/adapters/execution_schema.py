@@ -33,6 +33,8 @@ SEQ_BITS: Final = 24
 SEQ_MASK: Final = (1 << SEQ_BITS) - 1
 # The order of lists: when it was asked for in ms, then a hash of the id, the same on every node.
 TIE_BITS: Final = 21
+ORDER_MAX: Final = (1 << 63) - 1  # the largest number that SQLite holds: the year 2109
+AT_MAX_MS: Final = (ORDER_MAX >> TIE_BITS) - 1
 
 
 def open_writer(folder: Path, cache_bytes: int) -> sqlite3.Connection:

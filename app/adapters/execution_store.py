@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import cramjam
 import msgspec
 
-from app.adapters.execution_schema import SEQ_BITS, SEQ_MASK, TIE_BITS, close_writer, empty, open_writer
+from app.adapters.execution_schema import AT_MAX_MS, SEQ_BITS, SEQ_MASK, TIE_BITS, close_writer, empty, open_writer
 
 STATUSES: Final = ("queued", "running", "paused", "succeeded", "failed", "cancelled", "timed_out", "skipped")
 CODES: Final[Mapping[str, int]] = {name: code for code, name in enumerate(STATUSES)}
@@ -286,7 +286,7 @@ class ExecutionStore:
         return n
 
     def _new(self, execution_id: str, workflow: str, version: str, key: str | None, at: int, priority: int) -> _Live:
-        order = at << TIE_BITS | zlib.crc32(execution_id.encode()) & (1 << TIE_BITS) - 1
+        order = min(at, AT_MAX_MS) << TIE_BITS | zlib.crc32(execution_id.encode()) & (1 << TIE_BITS) - 1
         row = (
             self._next, execution_id, self._workflow(workflow), version, QUEUED, key, order, None, None, -1, -1,
             priority, 0, 0, None, None,

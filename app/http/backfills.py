@@ -17,6 +17,7 @@ from app.http.query import Cursor, Limit, instant_ms
 from app.http.reads import paged
 from app.http.schedules import OfWorkflow
 from app.http.schemas import Page
+from app.http.strict import StrictRoute
 from app.http.workflow_access import Access, command_id
 
 KIND: Final = "backfill"
@@ -27,7 +28,7 @@ _CONFLICT: Final[dict[int | str, dict[str, Any]]] = {409: {"model": Problem, "de
 
 def backfills_router(access: Access) -> APIRouter:
     """The routes below /api/v1/backfills."""
-    router = APIRouter(prefix="/api/v1/backfills", tags=["backfills"])
+    router = APIRouter(prefix="/api/v1/backfills", tags=["backfills"], route_class=StrictRoute)
     _add_reads(router, access)
 
     @router.post(

@@ -15,6 +15,7 @@ from app.http.query import Cursor, Instant, Limit, instant_ms
 from app.http.reads import paged
 from app.http.schedules import OfWorkflow
 from app.http.schemas import Page
+from app.http.strict import StrictRoute
 from app.http.workflow_access import Access
 from config.topics import WORKFLOW_COMMANDS
 
@@ -113,7 +114,7 @@ class RedriveView(BaseModel):
 
 def dead_letters_router(access: Access, index: LetterIndex) -> APIRouter:
     """The routes below /api/v1/dead-letters, and POST /api/v1/dead-letters:redrive."""
-    router = APIRouter(tags=["dead letters"])
+    router = APIRouter(tags=["dead letters"], route_class=StrictRoute)
     _add_reads(router, access, index)
 
     @router.post(

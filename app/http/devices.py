@@ -12,6 +12,7 @@ from app.http.problems import NOT_FOUND, RESPONSES, UNAVAILABLE
 from app.http.query import Cursor, Limit
 from app.http.reads import Reads, paged
 from app.http.schemas import Accepted, DeviceOrder, DeviceView, GroupOrder, Page
+from app.http.strict import StrictRoute
 from app.ports import OutRecord
 from config.topics import DEVICE_COMMANDS
 
@@ -23,7 +24,7 @@ Site = Annotated[str | None, Query(description="Only devices of this site.")]
 
 def devices_router(reads: Reads) -> APIRouter:
     """The routes below /api/v1/devices."""
-    router = APIRouter(prefix="/api/v1/devices", tags=["devices"])
+    router = APIRouter(prefix="/api/v1/devices", tags=["devices"], route_class=StrictRoute)
 
     @router.get("", response_model=Page[DeviceView], responses=RESPONSES, summary="List devices by id")
     async def list_devices(

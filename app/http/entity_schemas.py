@@ -5,9 +5,10 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain.workflow.backfill import CONCURRENCY_MAX
-from app.domain.workflow.cadence import COUNT_MAX
+from app.domain.workflow.cadence import COUNT_MAX, MAX_EVERY_MS
 from app.domain.workflow.definition import CatchUp, Overlap
 
+_EVERY_MAX_S: Final = MAX_EVERY_MS / 1000
 _NIGHTLY: Final[dict[str, Any]] = {
     "workflow": "press-report",
     "cron": "0 3 * * *",
@@ -78,7 +79,7 @@ class ScheduleOrder(BaseModel):
     workflow: str = Field(max_length=128)
     version: str | None = Field(None, description="Without it the latest at each start.", max_length=64)
     cron: str | None = Field(None, description="Five fields, or @hourly and its like.", max_length=200)
-    every_s: float | None = Field(None, description="Every so many seconds, counted from 1970.", ge=1)
+    every_s: float | None = Field(None, description="Every so many seconds, counted from 1970.", ge=1, le=_EVERY_MAX_S)
     timezone: str = Field("UTC", description="IANA zone of the cron expression.", max_length=64)
     input: dict[str, Any] = Field(default_factory=dict)
     overlap: Overlap = Field("skip", description="When a run is still going on.")
@@ -143,7 +144,7 @@ class BackfillOrder(BaseModel):
     workflow: str | None = Field(None, max_length=128)
     version: str | None = Field(None, max_length=64)
     cron: str | None = Field(None, max_length=200)
-    every_s: float | None = Field(None, ge=1)
+    every_s: float | None = Field(None, ge=1, le=_EVERY_MAX_S)
     timezone: str | None = Field(None, max_length=64)
     begin: int | str = Field(alias="from", description="First instant: ms UTC, or RFC 3339.")
     end: int | str = Field(alias="to", description="Last instant, which belongs to the range.")

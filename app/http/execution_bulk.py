@@ -12,6 +12,7 @@ from app.http.execution_schemas import Action, BulkOrder, BulkView
 from app.http.executions import APPLIES, CommandId, refused
 from app.http.problems import RESPONSES, UNAVAILABLE
 from app.http.query import instant_ms
+from app.http.strict import StrictRoute
 from app.http.workflow_access import Access, command_id
 
 _SHOWN: Final = 100
@@ -20,7 +21,7 @@ _PAGE: Final = 1000
 
 def bulk_router(access: Access) -> APIRouter:
     """POST /api/v1/executions:cancel and its like."""
-    router = APIRouter(tags=["executions"])
+    router = APIRouter(tags=["executions"], route_class=StrictRoute)
 
     @router.post(
         "/api/v1/executions:{action}",

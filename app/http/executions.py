@@ -23,6 +23,7 @@ from app.http.execution_schemas import (
 from app.http.paging import decode_cursor, encode_cursor
 from app.http.problems import NOT_FOUND, RESPONSES, UNAVAILABLE, Problem
 from app.http.query import Cursor, Instant, Limit, instant_ms
+from app.http.strict import StrictRoute
 from app.http.workflow_access import Access, command_id, missing
 
 ExecutionId = Annotated[
@@ -55,7 +56,7 @@ APPLIES: Final[Mapping[Action, frozenset[str]]] = {
 
 def executions_router(access: Access) -> APIRouter:
     """The routes below /api/v1/executions."""
-    router = APIRouter(prefix="/api/v1/executions", tags=["executions"])
+    router = APIRouter(prefix="/api/v1/executions", tags=["executions"], route_class=StrictRoute)
     _add_reads(router, access)
     _add_orders(router, access)
     return router

@@ -11,6 +11,7 @@ from fastapi import HTTPException
 
 T = TypeVar("T")
 Key = tuple[int | str, ...]
+_KEY_MAX = 1 << 63
 
 
 def encode_cursor(key: Key) -> str:
@@ -26,9 +27,14 @@ def decode_cursor(cursor: str | None, shape: tuple[type, ...]) -> Key | None:
         key = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError) as error:
         raise HTTPException(400, "The cursor is not one that a page of this list gave.") from error
-    if not isinstance(key, list) or tuple(type(part) for part in key) != shape:
+    if not isinstance(key, list) or tuple(type(part) for part in key) != shape or not _fits(key):
         raise HTTPException(400, "The cursor is not one that a page of this list gave.")
     return tuple(key)
+
+
+def _fits(key: list[int | str]) -> bool:
+    """Whether its numbers have 64 bits, as those of every key."""
+    return all(isinstance(part, str) or abs(part) < _KEY_MAX for part in key)
 
 
 def page(items: Iterable[T], key_of: Callable[[T], Key], after: Key | None, limit: int) -> tuple[list[T], Key | None]:

@@ -9,6 +9,7 @@ from app.http.problems import RESPONSES
 from app.http.query import Cursor, Instant, Limit, WindowSize, instant_ms, window_ms
 from app.http.reads import Reads, paged
 from app.http.schemas import Page, RollupView
+from app.http.strict import StrictRoute
 
 OfDevice = Annotated[str | None, Query(description="Only this device.", examples=["press-0001"], max_length=200)]
 OfMetric = Annotated[str | None, Query(description="Only this metric.", examples=["temperature"], max_length=200)]
@@ -16,7 +17,7 @@ OfMetric = Annotated[str | None, Query(description="Only this metric.", examples
 
 def rollups_router(reads: Reads) -> APIRouter:
     """The route /api/v1/rollups."""
-    router = APIRouter(prefix="/api/v1/rollups", tags=["rollups"])
+    router = APIRouter(prefix="/api/v1/rollups", tags=["rollups"], route_class=StrictRoute)
 
     @router.get("", response_model=Page[RollupView], responses=RESPONSES, summary="List rollups, newest window first")
     async def list_rollups(

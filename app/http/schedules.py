@@ -22,6 +22,7 @@ from app.http.problems import NOT_FOUND, RESPONSES, UNAVAILABLE
 from app.http.query import Cursor, Limit
 from app.http.reads import paged
 from app.http.schemas import Page
+from app.http.strict import StrictRoute
 from app.http.workflow_access import Access, command_id
 
 KIND: Final = "schedule"
@@ -34,7 +35,7 @@ Made = Callable[[str, str], EntityOrder]
 
 def schedules_router(access: Access) -> APIRouter:
     """The routes below /api/v1/schedules."""
-    router = APIRouter(prefix="/api/v1/schedules", tags=["schedules"])
+    router = APIRouter(prefix="/api/v1/schedules", tags=["schedules"], route_class=StrictRoute)
     _add_reads(router, access)
 
     @router.put(

@@ -10,6 +10,7 @@ from app.http.query import Cursor, Instant, Limit, instant_ms
 from app.http.reads import Reads, paged
 from app.http.rollups import OfDevice
 from app.http.schemas import Page, SignalView
+from app.http.strict import StrictRoute
 
 OfRule = Annotated[str | None, Query(description="Only this rule.", max_length=200)]
 OfSeverity = Annotated[str | None, Query(description="Only this severity.", max_length=50)]
@@ -18,7 +19,7 @@ OfState = Annotated[Literal["raised", "cleared"] | None, Query(description="Only
 
 def signals_router(reads: Reads) -> APIRouter:
     """The route /api/v1/signals."""
-    router = APIRouter(prefix="/api/v1/signals", tags=["signals"])
+    router = APIRouter(prefix="/api/v1/signals", tags=["signals"], route_class=StrictRoute)
 
     @router.get("", response_model=Page[SignalView], responses=RESPONSES, summary="List signals, newest first")
     async def list_signals(

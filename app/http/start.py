@@ -13,6 +13,7 @@ from app.domain.workflow.definition import Workflow
 from app.domain.workflow.expressions import ExpressionError, Expressions
 from app.errors import BrokerUnavailable
 from app.http.execution_ids import MAX_CHARS, is_workflow_id, new_id, repeatable_id
+from app.http.strict import NotJson, strict_json
 from app.ports import Definitions, OutRecord, Publisher
 from app.workflow_starts import start_of, start_record
 from config.http import StartsSettings
@@ -224,9 +225,9 @@ def read_item(value: Any) -> Asked:
 def parsed(body: bytes) -> Any:
     """The JSON of a body. Raises `Refused` 400 with the place of the mistake."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Refused(400, f"The body is not JSON: {error}.", field="body") from error
+        return strict_json(body)
+    except NotJson as error:
+        raise Refused(400, str(error), field="body") from error
 
 
 def text_option(value: Any, name: str) -> str | None:

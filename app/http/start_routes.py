@@ -28,6 +28,7 @@ from app.http.start import (
     read_item,
     text_option,
 )
+from app.http.strict import wrong_type
 from app.metrics import HTTP_DURATION, HTTP_REQUESTS
 from app.ports import OutRecord
 
@@ -246,7 +247,7 @@ def _route(scope: Scope) -> tuple[str, str] | None:
 
 
 def _requested(workflow: str, scope: Scope) -> Requested:
-    """Raises `Refused` 400 for an option that there is not."""
+    """Raises `Refused` 400 for an option that there is not, 415 for a body that is not JSON."""
     key = traceparent = api_key = None
     for name, value in scope["headers"]:
         if name == b"idempotency-key":
@@ -255,6 +256,8 @@ def _requested(workflow: str, scope: Scope) -> Requested:
             traceparent = value.decode()
         elif name in {b"authorization", b"x-api-key"}:
             api_key = value
+        elif name == b"content-type" and (wrong := wrong_type(value.decode("latin-1"))) is not None:
+            raise Refused(415, wrong, field="Content-Type")
     query = scope["query_string"]
     options = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {}
     if unknown := options.keys() - _OPTIONS:

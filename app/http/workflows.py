@@ -19,6 +19,7 @@ from app.http.paging import decode_cursor, encode_cursor, page
 from app.http.problems import NOT_FOUND, UNAVAILABLE
 from app.http.query import Cursor, Limit
 from app.http.schemas import Page
+from app.http.strict import StrictRoute
 from app.http.workflow_access import Access
 from app.http.workflow_schemas import (
     DEFINITION_JSON,
@@ -120,7 +121,7 @@ class Catalogue:
 
 def workflows_router(access: Access, catalogue: Catalogue) -> APIRouter:
     """The routes below /api/v1/workflows, but for starts."""
-    router = APIRouter(prefix="/api/v1/workflows", tags=["workflows"])
+    router = APIRouter(prefix="/api/v1/workflows", tags=["workflows"], route_class=StrictRoute)
     _add_registration(router, catalogue)
     _add_reads(router, access, catalogue)
     return router
