@@ -182,6 +182,8 @@ class Engine:
             return
         for execution_id, task, item in changes.cancels:
             self._node.tasks.cancel(execution_id, task, item)
+        for queue, recall in changes.recalls:
+            self._node.tasks.recall(queue, recall)
         for wanted in (*changes.early, *changes.dispatches):
             self._node.tasks.offer(self, wanted)
 

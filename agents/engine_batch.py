@@ -9,6 +9,7 @@ from agents.engine_terms import Wanted
 from app import metrics
 from app.domain.workflow.events import Event, TaskFailed, TaskSucceeded
 from app.domain.workflow.graph import Graph
+from app.domain.workflow.orders import Recall
 from tables.partition import Changes
 
 
@@ -25,6 +26,7 @@ class Batch(Changes):
     dispatches: list[Wanted] = field(default_factory=list)
     early: list[Wanted] = field(default_factory=list)
     cancels: list[tuple[str, str | None, int | None]] = field(default_factory=list)
+    recalls: list[tuple[str, Recall]] = field(default_factory=list)  # by queue
     tasks: dict[tuple[str, str], int] = field(default_factory=dict)
     ended: dict[tuple[str, str], int] = field(default_factory=dict)
     attempts: list[tuple[str, float]] = field(default_factory=list)

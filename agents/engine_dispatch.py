@@ -7,6 +7,8 @@ with it: no task may begin for a decision that does not count. What a crash in b
 sends, with everything else that is in flight, under the same token: the token is the `seq` of the event that began
 the attempt, so the first report of either delivery counts and the second is stale. A new token would throw away
 what a worker has been doing for hours; that both may run is what the idempotency key is for.
+
+What nobody waits for any more is called back by a record of the same topic under the same key, behind its orders.
 """
 
 import asyncio
@@ -18,10 +20,10 @@ from agents.engine_terms import LOCAL_QUEUE, Owner, Terms, Wanted
 from app import metrics
 from app.domain.workflow.commands import Heartbeat, Report, TaskError
 from app.domain.workflow.fair_queue import FairQueue
-from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.orders import Recall, TaskOrder
 from app.errors import PublishFailed
 from app.ports import Clock, OutRecord, Publisher, Reported, TaskExecutor
-from app.workflow_wire import encode_order
+from app.workflow_wire import encode_order, encode_recall
 from config.topics import workflow_tasks
 
 LOOK_AGAIN_S: Final = 0.1
@@ -41,11 +43,11 @@ class OrderPublisher(Publisher, Protocol):
 
 
 class _Order(NamedTuple):
-    """An order on its way to a topic, and whom to tell when it cannot go there."""
+    """An order on its way to a topic, and whom to tell when it cannot go there; a recall has neither."""
 
     record: OutRecord
-    owner: Owner
-    order: TaskOrder
+    owner: Owner | None
+    order: TaskOrder | None
 
 
 class Dispatcher:
@@ -111,6 +113,13 @@ class Dispatcher:
         if mine:
             self._executor.cancel(execution_id, task, item)
             self._pump_soon()
+
+    def recall(self, queue: str, recall: Recall) -> None:
+        """Tell the workers of a queue that nobody waits any more for what they were ordered."""
+        if not self.is_local(queue):
+            key, now_ms = recall.execution_id.encode(), self._clock.now_ms()
+            record = OutRecord(workflow_tasks(queue).name, key, encode_recall(recall), now_ms)
+            self._send_soon(_Order(record, None, None))
 
     def drop(self, owner: Owner) -> None:
         """A partition goes: its attempts are ended and not reported."""
@@ -206,11 +215,15 @@ class Dispatcher:
         key = order.execution_id.encode()
         record = OutRecord(topic, key, value, self._clock.now_ms(), headers)
         self._began(wanted)
+        self._send_soon(_Order(record, owner, order))
+
+    def _send_soon(self, one: _Order) -> None:
+        topic = one.record.topic
         sending = self._sending.get(topic)
         if sending is not None:
-            sending.append(_Order(record, owner, order))
+            sending.append(one)
             return
-        self._sending[topic] = [_Order(record, owner, order)]
+        self._sending[topic] = [one]
         task = asyncio.create_task(self._flush(topic), name="workflow tasks")
         self._sends.add(task)
         task.add_done_callback(self._sent)
@@ -242,6 +255,11 @@ class Dispatcher:
     def _refused(self, one: _Order, error: PublishFailed) -> None:
         """Tell the engine of an order that can never be sent; raises what concerns more than this order."""
         order = one.order
+        if order is None or one.owner is None:
+            if error.reason != UNKNOWN_TOPIC:
+                raise error
+            self._topics.discard(one.record.topic)
+            return  # without the topic no order ever was on it
         if error.reason == UNKNOWN_TOPIC:
             self._topics.discard(one.record.topic)
             message = f"there is no task queue {order.queue!r}: no worker has it in tasks.queues"

@@ -10,7 +10,7 @@ from app.domain.workflow.definition import Workflow
 from app.domain.workflow.effects import Dispatch
 from app.domain.workflow.expressions import Expressions
 from app.domain.workflow.graph import Graph, graph_of
-from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.orders import Recall, TaskOrder
 from app.domain.workflow.state import Execution
 from app.domain.workflow.turn import LIMITS, Limits
 from app.ports import Clock, Definitions
@@ -107,6 +107,7 @@ class Tasks(Protocol):
     def is_local(self, queue: str) -> bool: ...
     def offer(self, owner: Owner, wanted: Wanted) -> None: ...
     def cancel(self, execution_id: str, task: str | None, item: int | None) -> None: ...
+    def recall(self, queue: str, recall: Recall) -> None: ...
     def drop(self, owner: Owner) -> None: ...
 
 

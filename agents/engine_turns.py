@@ -34,6 +34,7 @@ from app.domain.workflow.events import Event, ExecutionEnded, ExecutionStarted
 from app.domain.workflow.evolve import evolve, fold
 from app.domain.workflow.graph import Graph
 from app.domain.workflow.limiter import Entry
+from app.domain.workflow.orders import Recall
 from app.domain.workflow.state import Execution
 from app.domain.workflow.timers import read_timer
 from tables.timers import Timers, timer_key
@@ -201,6 +202,8 @@ class Turns:
                 asked_ms = 0
             else:
                 self._outward(live, state, effect)
+                if isinstance(effect, CancelWork):
+                    self._recall(live, state, effect, events[0].seq)
 
     def _outward(
         self,
@@ -222,6 +225,19 @@ class Turns:
             self.batch.outputs.append(self._outside.cancel_child(effect.child_id, self.now_ms))
         else:
             assert_never(effect)
+
+    def _recall(self, live: Live, state: Execution, effect: CancelWork, first: int) -> None:
+        """What was handed out to workers before event `first` is called back from them."""
+        if live.graph is None:
+            return
+        nodes = live.graph.nodes
+        if effect.task is not None:
+            queues = {nodes[effect.task].task.queue}
+        else:
+            stopped = [piece for piece in state.pieces(("stopped",)) if piece.work.token < first]
+            queues = {nodes[piece.task].task.queue for piece in stopped if not nodes[piece.task].is_control}
+        recall = Recall(execution_id=live.id, recalls_before=first, task=effect.task, item=effect.item)
+        self.batch.recalls += [(queue, recall) for queue in sorted(queues)]
 
     def _ended(self, live: Live, state: Execution, ended: Ended) -> None:
         self.active -= 1

@@ -2,32 +2,45 @@
 
 For each order, which is the guarantee that none is lost:
 (1) it is read from `workflow.tasks.<queue>`; what cannot be read becomes a dead letter;
-(2) it waits until the executor takes it: meanwhile no further record is looked at, so that the transport stops
-    fetching when its outstanding records are reached;
+(2) it waits until the executor takes it; records behind it are read on, until the transport's outstanding records
+    are reached, for a recall of it may be among them;
 (3) what the executor reports goes to `workflow.commands`, on the partition of its execution;
 (4) once that is acknowledged the order is done; the range of its batch is acknowledged when all in it are done.
 A process that dies leaves its ranges unacknowledged: another takes the orders again, under the same idempotency
 keys, and the engine heeds the first report of each.
+
+A recall lies on the partition of the orders that it means. It is obeyed when it is read: what runs is asked to stop,
+then ended; what waits is not begun; neither is reported. An order that comes after its recall is not begun either.
+Orders of a partition that is newly ours may be repeats whose recall is there already: none begins before the
+partition is read up to the end that it had when it became ours.
 """
 
 import asyncio
 import base64
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
 
 from agents.stage import StageBatch
 from app.domain.workflow.commands import Heartbeat, Report, TaskError
-from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.orders import Recall, TaskOrder
 from app.domain.workflow.placement import partition_of
 from app.ports import Clock, InRecord, OutRecord, Publisher, TaskExecutor
-from app.workflow_wire import decode_order, encode_command
+from app.workflow_wire import decode_order, decode_recall, encode_command
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER
 
 # An executor that refuses an order says nothing when a slot of its kind is free again.
 LOOK_AGAIN_S: Final = 0.02
+# Nothing begins while a partition is read up to its end; when nothing comes for so long, it does all the same.
+READ_UP_S: Final = 1.0
+# Executions whose recalls are remembered for orders that come late, and so many of one.
+RECALLS_KEPT: Final = 10_000
+RECALLS_OF_ONE: Final = 64
+# Records read in one turn of the loop.
+READ_AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +53,57 @@ class QueueLimits:
     report_bytes: int = 1_000_000
 
 
-class _Batch:
-    """The range of one batch: acknowledged once all its orders are done."""
+class OrderBatch(StageBatch, Protocol):
+    """A batch that knows whether it is still ours."""
 
-    def __init__(self, batch: StageBatch) -> None:
+    @property
+    def is_current(self) -> bool:
+        """False once its partition was given up: its records are delivered again, here or elsewhere."""
+
+
+class _Batch:
+    """The range of one batch: acknowledged once all its records are done."""
+
+    __slots__ = ("_batch", "_left")
+
+    def __init__(self, batch: OrderBatch) -> None:
         self._batch = batch
         self._left = len(batch.records)
 
+    @property
+    def is_current(self) -> bool:
+        """See `OrderBatch`."""
+        return self._batch.is_current
+
     def done(self) -> None:
-        """One order fewer."""
+        """One record fewer."""
         self._left -= 1
         if not self._left:
             self._batch.ack()
+
+
+class _Waiting:
+    """An order that has not begun."""
+
+    __slots__ = ("batch", "is_recalled", "order")
+
+    def __init__(self, order: TaskOrder, batch: _Batch) -> None:
+        self.order = order
+        self.batch = batch
+        self.is_recalled = False
+
+
+class _Running:
+    """An order under way; delivered again meanwhile, it is done for all its batches at once."""
+
+    __slots__ = ("batches", "order")
+
+    def __init__(self, order: TaskOrder, batch: _Batch) -> None:
+        self.order = order
+        self.batches = [batch]
+
+
+_Attempt = tuple[str, str, int | None, int]
 
 
 class TaskQueue:
@@ -61,23 +113,39 @@ class TaskQueue:
         self, executor: TaskExecutor, publisher: Publisher, clock: Clock, partitions: int, limits: QueueLimits
     ) -> None:
         self.processed = 0
-        self.in_flight = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._executor = executor
         self._publisher = publisher
         self._clock = clock
         self._partitions = partitions
         self._limits = limits
-        self._room = asyncio.Event()
+        self._line: deque[_Waiting] = deque()
+        self._waiting: dict[str, list[_Waiting]] = {}  # the same by execution
+        self._running: dict[_Attempt, _Running] = {}
+        self._recalls: OrderedDict[str, list[Recall]] = OrderedDict()
+        self._next_offset: dict[int, int] = {}
+        self._read_up_to: dict[int, int] = {}  # where partitions that are new here ended
+        self._came_s = 0.0
+        self._change = asyncio.Event()
         self._outgoing: list[tuple[OutRecord, Callable[[], None] | None]] = []
         self._sends: set[asyncio.Task[None]] = set()
 
-    async def run(self, batches: AsyncIterator[StageBatch]) -> None:
-        """Take batches until they end."""
-        async for batch in batches:
-            taken = _Batch(batch)
-            for record in batch.records:
-                await self._take(record, taken)
+    @property
+    def in_flight(self) -> int:
+        """Orders under way."""
+        return len(self._running)
+
+    async def run(self, batches: AsyncIterator[OrderBatch]) -> None:
+        """Take batches until they end; raises what keeps orders from beginning."""
+        beginning = asyncio.create_task(self._begin_all(), name="task orders")
+        reading = asyncio.create_task(self._read_all(batches), name="task records")
+        try:
+            await asyncio.wait({beginning, reading}, return_when=asyncio.FIRST_COMPLETED)
+            await (beginning if beginning.done() else reading)
+        finally:
+            for task in (beginning, reading):
+                task.cancel()
+            await asyncio.gather(beginning, reading, return_exceptions=True)
 
     async def close(self) -> None:
         """Send what was reported, then end; what still runs is taken again by others."""
@@ -87,44 +155,131 @@ class TaskQueue:
             task.cancel()
         await asyncio.gather(*self._sends, return_exceptions=True)
 
-    # ---- (1) (2) ----
+    # ---- (1) ----
 
-    async def _take(self, record: InRecord, batch: _Batch) -> None:
+    async def _read_all(self, batches: AsyncIterator[OrderBatch]) -> None:
+        async for batch in batches:
+            self._note_begin(batch)
+            taken = _Batch(batch)
+            for number, record in enumerate(batch.records, 1):
+                self._read(record, taken)
+                if number % READ_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            self._note_position(batch)
+            self._change.set()
+
+    def _note_begin(self, batch: OrderBatch) -> None:
+        known = self._next_offset.get(batch.partition)
+        if (known is None or batch.records[0].offset < known) and batch.highwater is not None:
+            self._read_up_to[batch.partition] = batch.highwater
+        self._came_s = self._clock.monotonic_s()
+
+    def _note_position(self, batch: OrderBatch) -> None:
+        after = self._next_offset[batch.partition] = batch.records[-1].offset + 1
+        if after >= self._read_up_to.get(batch.partition, 0):
+            self._read_up_to.pop(batch.partition, None)
+        self._came_s = self._clock.monotonic_s()
+
+    def _read(self, record: InRecord, batch: _Batch) -> None:
+        recall = decode_recall(record.value)
+        if recall is not None:
+            self._recall(recall)
+            self._finisher([batch])()
+            return
         try:
             order = decode_order(record.value)
         except ValueError as error:
-            self._send(self._letter(record, str(error)), self._finisher(batch))
+            self._send(self._letter(record, str(error)), self._finisher([batch]))
             return
+        if any(one.covers(order) for one in self._recalls.get(order.execution_id, ())):
+            self._finisher([batch])()
+            return
+        waiting = _Waiting(order, batch)
+        self._line.append(waiting)
+        self._waiting.setdefault(order.execution_id, []).append(waiting)
+
+    def _recall(self, recall: Recall) -> None:
+        """End what is meant, and remember it for orders that come late."""
+        name = recall.execution_id
+        for waiting in self._waiting.get(name, ()):
+            waiting.is_recalled = waiting.is_recalled or recall.covers(waiting.order)
+        found = [attempt for attempt, running in self._running.items() if recall.covers(running.order)]
+        for attempt in found:
+            self._finisher(self._running.pop(attempt).batches)()
+        if found:
+            self._executor.cancel(name, recall.task, recall.item, before=recall.recalls_before)
+        known = [one for one in self._recalls.pop(name, ()) if (one.task, one.item) != (recall.task, recall.item)]
+        self._recalls[name] = [recall] if recall.task is None else [*known, recall][-RECALLS_OF_ONE:]
+        if len(self._recalls) > RECALLS_KEPT:
+            self._recalls.popitem(last=False)
+
+    # ---- (2) ----
+
+    async def _begin_all(self) -> None:
+        while True:
+            if not self._line or self._must_wait():
+                await self._wait_for_change(LOOK_AGAIN_S if self._line else None)
+                continue
+            waiting = self._line[0]
+            if waiting.is_recalled:
+                self._finisher([waiting.batch])()
+            elif waiting.batch.is_current and not self._begin(waiting):
+                await self._wait_for_change(LOOK_AGAIN_S)
+                continue
+            self._line.popleft()
+            self._forget(waiting)
+
+    def _must_wait(self) -> bool:
+        if len(self._running) >= self._limits.in_flight:
+            return True
+        return bool(self._read_up_to) and self._clock.monotonic_s() - self._came_s < READ_UP_S
+
+    def _begin(self, waiting: _Waiting) -> bool:
+        """False when the executor has no room for it."""
+        order, batch = waiting.order, waiting.batch
         now_ms = self._clock.now_ms()
         if order.deadline_ms is not None and now_ms > order.deadline_ms + self._limits.late_ms:
             late = f"the order came {(now_ms - order.deadline_ms) / 1000:.1f} s after its deadline"
-            self._report(order, _failure(order, TaskError(type="Timeout", message=late), now_ms), batch)
-            return
-        while self.in_flight >= self._limits.in_flight:
-            await self._wait_for_room(None)
-        self.in_flight += 1
-        while not self._executor.submit(order, lambda said: self._heard(order, said, batch)):
-            await self._wait_for_room(LOOK_AGAIN_S)
+            self._report(order, _failure(order, TaskError(type="Timeout", message=late), now_ms), [batch])
+            return True
+        attempt = (order.execution_id, order.task, order.item, order.token)
+        running = self._running.get(attempt)
+        if running is not None:
+            running.batches.append(batch)
+            return True
+        self._running[attempt] = _Running(order, batch)
+        if self._executor.submit(order, lambda said: self._heard(attempt, order, said)):
+            return True
+        del self._running[attempt]
+        return False
 
-    async def _wait_for_room(self, at_most_s: float | None) -> None:
-        self._room.clear()
+    def _forget(self, waiting: _Waiting) -> None:
+        others = self._waiting[waiting.order.execution_id]
+        if len(others) == 1:
+            del self._waiting[waiting.order.execution_id]
+        else:
+            others.remove(waiting)
+
+    async def _wait_for_change(self, at_most_s: float | None) -> None:
+        self._change.clear()
         try:
             async with asyncio.timeout(at_most_s):
-                await self._room.wait()
+                await self._change.wait()
         except TimeoutError:
             return
 
     # ---- (3) (4) ----
 
-    def _heard(self, order: TaskOrder, said: Report | Heartbeat, batch: _Batch) -> None:
+    def _heard(self, attempt: _Attempt, order: TaskOrder, said: Report | Heartbeat) -> None:
         if isinstance(said, Heartbeat):
             self._send(self._command(order, said), None)
             return
-        self.in_flight -= 1
-        self._room.set()
-        self._report(order, said, batch)
+        running = self._running.pop(attempt, None)
+        if running is not None:
+            self._change.set()
+            self._report(order, said, running.batches)
 
-    def _report(self, order: TaskOrder, report: Report, batch: _Batch) -> None:
+    def _report(self, order: TaskOrder, report: Report, batches: list[_Batch]) -> None:
         record = self._command(order, report)
         size = len(record.value or b"")
         if size > self._limits.report_bytes:
@@ -132,12 +287,14 @@ class TaskQueue:
             message = f"the report of the result has {size} bytes, and {self._limits.report_bytes} can be sent"
             error = TaskError(type="ResultTooLarge", message=message, retryable=False, detail=sizes)
             record = self._command(order, replace(report, result=None, error=error))
-        self._send(record, self._finisher(batch))
+        self._send(record, self._finisher(batches))
 
-    def _finisher(self, batch: _Batch) -> Callable[[], None]:
+    def _finisher(self, batches: list[_Batch]) -> Callable[[], None]:
         def finish() -> None:
             self.processed += 1
-            batch.done()
+            self._change.set()
+            for batch in batches:
+                batch.done()
 
         return finish
 

@@ -116,8 +116,13 @@ class TaskExecutor(Protocol):
         does: raise, hang, crash its process or return what cannot be serialised. It is not called after `cancel`.
         """
 
-    def cancel(self, execution_id: str, task: str | None = None, item: int | None = None) -> None:
-        """Ask what runs for an execution (one task, one item of it) to stop, and end it when it does not."""
+    def cancel(
+        self, execution_id: str, task: str | None = None, item: int | None = None, *, before: int | None = None
+    ) -> None:
+        """Ask what runs for an execution (one task, one item of it) to stop, and end it when it does not.
+
+        With `before` only attempts whose token is lower.
+        """
 
     @property
     def free(self) -> int:

@@ -18,7 +18,7 @@ from app.domain.workflow.commands import (
     Start,
 )
 from app.domain.workflow.events import EVENT_TYPES, Event
-from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.orders import Recall, TaskOrder
 
 EXECUTION_ID_LENGTH: Final = 200  # of `workflow.commands`: longer ones would not fit names derived from them
 
@@ -43,6 +43,12 @@ class _Tag(msgspec.Struct):
     type: str
 
 
+class _RecallTag(msgspec.Struct):
+    """Tells a recall from an order, which has no such field."""
+
+    recalls_before: int | None = None
+
+
 class _Envelope(msgspec.Struct):
     execution_id: str
     workflow: str
@@ -56,6 +62,8 @@ _encoder: Final = msgspec.json.Encoder()
 _tag: Final = msgspec.json.Decoder(_Tag)
 _envelope: Final = msgspec.json.Decoder(_Envelope)
 _order: Final = msgspec.json.Decoder(TaskOrder)
+_recall: Final = msgspec.json.Decoder(Recall)
+_recall_tag: Final = msgspec.json.Decoder(_RecallTag)
 _commands: Final[Mapping[str, msgspec.json.Decoder[Told]]] = {
     cls.__dataclass_fields__["type"].default: msgspec.json.Decoder(cls) for cls in Told.__args__
 }
@@ -89,6 +97,11 @@ def encode_run(execution_id: str, workflow: str, version: str, epoch: int, event
 def encode_order(order: TaskOrder) -> bytes:
     """One attempt for a worker."""
     return _encoder.encode(order)
+
+
+def encode_recall(recall: Recall) -> bytes:
+    """A recall, on the topic and under the key of the orders that it means."""
+    return _encoder.encode(recall)
 
 
 # ---- decode
@@ -147,6 +160,14 @@ def _event(raw: msgspec.Raw) -> Event:
     if decoder is None:
         raise ValueError(f"no event is called {name!r}")
     return decoder.decode(raw)
+
+
+def decode_recall(value: bytes | None) -> Recall | None:
+    """The recall in a record of a task queue, None when it is no recall: it may be an order then."""
+    try:
+        return _recall.decode(value) if value and _recall_tag.decode(value).recalls_before is not None else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None  # whoever reads it as an order says what is wrong
 
 
 def decode_order(value: bytes | None) -> TaskOrder:

@@ -66,6 +66,17 @@ async def run_queue(context: Context, queue: str, executor: TaskExecutor) -> Non
             await served.close()
 
 
-async def _batches(stream: Any) -> AsyncIterator[Delivered]:
+class _Orders(Delivered):
+    """A batch of orders; implements `agents.tasks.OrderBatch`."""
+
+    __slots__ = ()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its partition was not given up since."""
+        return bool(self._event.message.range.live)
+
+
+async def _batches(stream: Any) -> AsyncIterator[_Orders]:
     async for event in stream.noack().events():
-        yield Delivered(event)
+        yield _Orders(event)

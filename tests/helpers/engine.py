@@ -77,7 +77,9 @@ class ObedientExecutor:
             asyncio.get_running_loop().call_soon(self._end, place)
         return True
 
-    def cancel(self, execution_id: str, task: str | None = None, item: int | None = None) -> None:
+    def cancel(
+        self, execution_id: str, task: str | None = None, item: int | None = None, *, before: int | None = None
+    ) -> None:
         self.cancelled.append((execution_id, task, item))
         for place in [p for p in self._running if p[0] == execution_id and task in {None, p[1]}]:
             del self._running[place]

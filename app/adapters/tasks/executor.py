@@ -20,11 +20,12 @@ from app.adapters.tasks.payload import Payloads, TooLarge, encode, encode_in_thr
 from app.adapters.tasks.preparation import Preparation, Prepared, Unprepared
 from app.adapters.tasks.processes import ProcessPool, TaskProcess
 from app.adapters.tasks.protocol import Kind, Resources, TaskCall, TaskType
+from app.adapters.tasks.spans import enter
 from app.adapters.tasks.threads import Raised, ThreadPool
 from app.domain.workflow.commands import Heartbeat, Report, TaskError
 from app.domain.workflow.orders import TaskOrder
 from app.errors import TaskFailed
-from app.ports import Clock, Reported
+from app.ports import Clock, Reported, Tracing
 from config.redact import redact_text
 
 SWEEP_S: Final = 0.05
@@ -84,6 +85,7 @@ class Executor:
         clock: Clock,
         payloads: Payloads | None = None,
         resources: Resources | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.limits = limits
         self.abandoned_coroutines = 0
@@ -93,6 +95,7 @@ class Executor:
         self._clock = clock
         self._payloads = payloads if limits.claim_check else None
         self._resources = resources
+        self._tracing = tracing
         self._runs: dict[int, _Run] = {}  # by identity, in the order they came
         self._by_execution: dict[str, list[_Run]] = {}
         self._of_kind: dict[Kind | None, int] = {"async": 0, "blocking": 0, "process": 0, None: 0}
@@ -139,10 +142,14 @@ class Executor:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         return True
 
-    def cancel(self, execution_id: str, task: str | None = None, item: int | None = None) -> None:
+    def cancel(
+        self, execution_id: str, task: str | None = None, item: int | None = None, *, before: int | None = None
+    ) -> None:
         """Ask what runs to stop, and end it when it does not. None of it is reported."""
         for run in self._by_execution.get(execution_id, []):
             order = run.order
+            if before is not None and order.token >= before:
+                continue
             if (task is None or order.task == task) and (item is None or order.item == item):
                 run.report = None
                 self._ask_to_stop(run)
@@ -173,6 +180,8 @@ class Executor:
         """(2) to (5); whatever is raised is the outcome."""
         error: BaseException | None = None
         result: Any = None
+        if self._tracing is not None:
+            enter(self._tracing, run.order)
         try:
             prepared, run.redact = await self._preparation.prepare(run.order)
             check: Callable[[Any, Resources | None], None] | None = getattr(prepared.task_type, "check", None)

@@ -1,4 +1,4 @@
-"""What a task executor is given: one attempt of one task, with all it needs."""
+"""What a task executor is given: one attempt of one task, with all it needs; and how it is called back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +36,29 @@ class TaskOrder:
     def idempotency_key(self) -> str:
         """The same for every attempt and every delivery of this piece of work."""
         return idempotency_key(self.execution_id, self.task, self.item)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """Orders of an execution that nobody waits for any more: all whose token is lower than `recalls_before`.
+
+    Tokens of an execution grow, so that attempts ordered later are not meant, in whatever order records come.
+    `task` None means every task; `item` None every item of it.
+    """
+
+    execution_id: str
+    recalls_before: int
+    task: str | None = None
+    item: int | None = None
+
+    def covers(self, order: TaskOrder) -> bool:
+        """Whether the order is one of them."""
+        return (
+            order.execution_id == self.execution_id
+            and order.token < self.recalls_before
+            and (self.task is None or order.task == self.task)
+            and (self.item is None or order.item == self.item)
+        )
 
 
 def idempotency_key(execution_id: str, task: str, item: int | None) -> str:
