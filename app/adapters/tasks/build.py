@@ -13,7 +13,7 @@ from app.adapters.tasks.registry import Registry
 from app.adapters.tasks.resources import Resources
 from app.adapters.tasks.secrets import Secrets
 from app.domain.workflow.expressions import Expressions
-from app.ports import Clock
+from app.ports import Clock, Tracing
 from config.settings import Settings
 
 
@@ -23,6 +23,7 @@ def new_executor(
     clock: Clock,
     producer: ProducerLimits,
     concurrency: int | None = None,
+    tracing: Tracing | None = None,
 ) -> Executor:
     """An executor, inside the running loop; `concurrency` bounds it further than `tasks.concurrency` does.
 
@@ -58,4 +59,5 @@ def new_executor(
         clock,
         payloads,
         Resources(tasks, settings.kafka, producer, expressions, clock),
+        tracing,
     )

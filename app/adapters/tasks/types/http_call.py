@@ -9,6 +9,8 @@ import httpx
 
 from app.adapters.sinks.http import PrivateAddress, retry_after_ms
 from app.adapters.tasks.resources import Resources
+from app.adapters.tasks.spans import CallSpan, call_span, http_call
+from app.domain.trace import HEADER
 from app.errors import TaskFailed
 
 RETRY_STATUSES: Final = frozenset({408, 425, 429})
@@ -47,9 +49,20 @@ async def fetch(request: Request, resources: Resources) -> Response:
     is too large.
     """
     url = _url(request)
+    hides_url = False
+    with call_span("client", lambda: http_call(request.method, url, hides_url=hides_url)) as span:
+        hides_url = span is not None and span.hides_url
+        response = await _fetch(request, url, resources, span)
+        if span is not None:
+            span.attributes["http.response.status_code"] = response.status
+        _judge(request, url, response, resources.clock.now_ms())
+    return response
+
+
+async def _fetch(request: Request, url: httpx.URL, resources: Resources, span: CallSpan | None) -> Response:
     try:
         async with asyncio.timeout(request.timeout_s):
-            response = await _exchange(request, url, resources)
+            return await _exchange(request, url, resources, span)
     except TimeoutError as error:
         raise TaskFailed("HttpTimeout", f"{_where(url)} did not answer within {request.timeout_s:g} s") from error
     except PrivateAddress as error:
@@ -63,17 +76,16 @@ async def fetch(request: Request, resources: Resources) -> Response:
     except httpx.HTTPError as error:
         text = str(error) or type(error).__name__
         raise TaskFailed("HttpUnavailable", f"{_where(url)} does not answer: {text}") from error
-    _judge(request, url, response, resources.clock.now_ms())
-    return response
 
 
-async def _exchange(request: Request, url: httpx.URL, resources: Resources) -> Response:
+async def _exchange(request: Request, url: httpx.URL, resources: Resources, span: CallSpan | None) -> Response:
     client = resources.http()
+    context = {} if span is None else {HEADER: span.header}
     try:
         built = client.build_request(
             request.method,
             url,
-            headers=merged({"accept-encoding": "gzip"}, request.headers),
+            headers=merged({"accept-encoding": "gzip", **context}, request.headers),
             params=None if request.query is None else dict(request.query),
             content=request.body,
         )

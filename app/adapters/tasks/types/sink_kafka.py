@@ -8,8 +8,10 @@ import orjson
 from pydantic import Field
 
 from app.adapters.tasks.protocol import Kind, TaskCall
+from app.adapters.tasks.spans import call_span, kafka_call
 from app.adapters.tasks.types.params import Params
 from app.adapters.tasks.types.values import field_of
+from app.domain.trace import HEADER
 from app.errors import BrokerUnavailable, PublishFailed, TaskFailed
 from app.ports import OutRecord
 
@@ -54,7 +56,12 @@ class KafkaSinkTask:
         now_ms = call.shared.clock.now_ms()
         records = [_record(call, number, row, now_ms) for number, row in enumerate(call.rows)]
         if records:
-            await _publish(call, records)
+            count = len(records) if len(records) > 1 else None
+            with call_span("producer", lambda: kafka_call(params.topic, "send", "send", count)) as span:
+                if span is not None and not any(name.lower() == HEADER for name in params.headers):
+                    context = (HEADER, span.header.encode())
+                    records = [record._replace(headers=[*record.headers, context]) for record in records]
+                await _publish(call, records)
         return {"topic": params.topic, "rows": len(records)}
 
 

@@ -10,6 +10,7 @@ import orjson
 from pydantic import Field, model_validator
 
 from app.adapters.tasks.protocol import Kind, TaskCall
+from app.adapters.tasks.spans import call_span, sql_call
 from app.adapters.tasks.types.params import Params
 from app.domain.sink_rows import ColumnType
 from app.errors import TaskFailed
@@ -80,7 +81,10 @@ class SqlSinkTask:
             return told
         limit_s = call.shared.settings.sql_statement_timeout_ms / 1000
         timeout_s = min(params.timeout_s or limit_s, limit_s)
-        with translated(timeout_s):
+        asked = call_span("client", lambda: sql_call(params.url, "INSERT", params.table))
+        with asked as span, translated(timeout_s):
+            if span is not None and len(rows) > 1:
+                span.attributes["db.operation.batch.size"] = len(rows)
             try:
                 async with asyncio.timeout(timeout_s):
                     told["repeated"] = not await self._write(call, rows, timeout_s)

@@ -8,6 +8,7 @@ import orjson
 from pydantic import Field, model_validator
 
 from app.adapters.tasks.protocol import Kind, TaskCall
+from app.adapters.tasks.spans import call_span, kafka_call
 from app.adapters.tasks.types.params import Params
 from app.adapters.tasks.types.values import Budget
 from app.errors import TaskFailed
@@ -62,7 +63,8 @@ class KafkaSource:
         budget = Budget(min(params.max_rows, settings.source_rows), settings.source_bytes)
         reader = call.shared.reader()
         found: list[InRecord] = []
-        with translated(params.topic):
+        asked = call_span("client", lambda: kafka_call(params.topic, "poll", "receive"))
+        with asked, translated(params.topic):
             wanted = await _slice(reader, params, call.shared.clock.now_ms())
             key = None if params.key is None else params.key.encode()
             async with aclosing(records_of(reader, wanted, call, params.max_scan)) as records:

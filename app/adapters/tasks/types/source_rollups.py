@@ -12,6 +12,7 @@ import orjson
 from pydantic import Field
 
 from app.adapters.tasks.protocol import Kind, TaskCall
+from app.adapters.tasks.spans import call_span, kafka_call
 from app.adapters.tasks.types.params import Params
 from app.adapters.tasks.types.values import Budget
 from config.topics import DEVICE_ROLLUPS
@@ -60,7 +61,8 @@ class RollupSource:
         reader, key = call.shared.reader(), params.device_id.encode()
         budget = Budget(min(params.max_rows, settings.source_rows), settings.source_bytes)
         latest: dict[tuple[int, str], dict[str, Any]] = {}
-        with translated(params.topic):
+        asked = call_span("client", lambda: kafka_call(params.topic, "poll", "receive"))
+        with asked, translated(params.topic):
             wanted = (await slice_of(reader, params.topic, since_ms - _AHEAD_MS, None)).only(params.device_id)
             async with aclosing(records_of(reader, wanted, call, params.max_scan)) as records:
                 async for record in records:

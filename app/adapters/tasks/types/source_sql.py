@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from pydantic import Field
 
 from app.adapters.tasks.protocol import Kind, TaskCall
+from app.adapters.tasks.spans import call_span, first_word, sql_call
 from app.adapters.tasks.types.params import Params
 from app.adapters.tasks.types.values import Budget, Decimals, plain
 from app.errors import TaskFailed
@@ -53,11 +54,15 @@ class SqlSource:
         budget = Budget(min(params.max_rows, settings.source_rows), settings.source_bytes)
         limit_s = settings.sql_statement_timeout_ms / 1000
         timeout_s = min(params.timeout_s or limit_s, limit_s)
-        with translated(timeout_s):
+        asked = call_span("client", lambda: sql_call(params.url, first_word(params.query), text=params.query))
+        with asked as span, translated(timeout_s):
             engine = await call.shared.engine(params.url, read_only=True)
             _look_for_file(params.url)
             async with engine.connect() as connection:
-                return await bounded(connection, _rows(connection, statement, params, budget), timeout_s)
+                rows = await bounded(connection, _rows(connection, statement, params, budget), timeout_s)
+            if span is not None:
+                span.attributes["db.response.returned_rows"] = len(rows)
+            return rows
 
 
 def _look_for_file(url: str) -> None:
