@@ -22,6 +22,7 @@ from agents.engine_gate import BEGINS, Gate
 from agents.engine_intake import Taken, Unreadable, read
 from agents.engine_keeper import EntityKeeper
 from agents.engine_outside import Outside
+from agents.engine_spans import EngineSpans
 from agents.engine_store import Executions, Live
 from agents.engine_sweep import Sweep
 from agents.engine_terms import Node, Wanted
@@ -80,6 +81,7 @@ class Engine:
         self._turns = Turns(node, self._store, self._timers, self._gate, self._outside)
         self._keeper = EntityKeeper(node, tables, self._row, self._turns, self._outside)
         self._sweep = Sweep(tables, now_ms, self._store.found_broken)
+        self._spans = None if node.tracing is None else EngineSpans(node.tracing, self._store, node.graphs)
         self._inbox: deque[Report | Heartbeat] = deque()
         self._taken: list[Taken] = []
         self._slow_until_s = 0.0
@@ -186,6 +188,8 @@ class Engine:
             self._node.tasks.recall(queue, recall)
         for wanted in (*changes.early, *changes.dispatches):
             self._node.tasks.offer(self, wanted)
+        if self._spans is not None:
+            self._spans.settled(changes.outputs)
 
     def close(self) -> None:
         """What runs here is ended and not reported: the next owner orders it."""
@@ -211,7 +215,7 @@ class Engine:
             place = (order.execution_id, order.task, order.item)
             now_s = clock.monotonic_s()
             self._watch.begin(place, order.attempt, order.token, order.timeout_s, order.heartbeat_s, now_s)
-        return order
+        return order if self._spans is None else self._spans.marked(order)
 
     def _cannot_order(self, live: Live, dispatch: Dispatch, error: Exception) -> None:
         """The core met a bug: the attempt fails with that."""
@@ -327,6 +331,8 @@ class Engine:
             return
         if self._is_held_back(start):
             return
+        if self._spans is not None:
+            start = self._spans.rooted(start)
         graph = self._node.graphs.get(start.workflow, start.version)
         if oversize is not None:
             self._turns.stillborn(start, TaskError(type="PayloadTooLarge", message=oversize, retryable=False))

@@ -12,6 +12,7 @@ from app.domain.workflow.definition import Workflow
 from app.domain.workflow.effects import Ended, StartChild
 from app.domain.workflow.expressions import ExpressionError
 from app.domain.workflow.placement import partition_of, placed
+from app.domain.workflow.spans import below_attempt
 from app.domain.workflow.state import Execution
 from app.ports import InRecord, OutRecord
 from app.workflow_starts import key_text
@@ -59,6 +60,11 @@ class Outside:
         except ExpressionError as error:
             failure = TaskError(type="Expression", message=f"`concurrency.key` of {effect.workflow!r}: {error}")
             return self.command(child_ended(effect.parent, effect.child_id, "failed", None, failure), now_ms)
+        traceparent = state.traceparent
+        if self._node.tracing is not None:
+            work = state.find(effect.parent.task, effect.parent.item)
+            assert work is not None, "a child is an attempt of its parent"
+            traceparent = below_attempt(traceparent, state.execution_id, work.token)
         start = Start(
             execution_id=effect.child_id,
             workflow=effect.workflow,
@@ -69,9 +75,9 @@ class Outside:
             at_ms=now_ms,
             trigger={"kind": "workflow", "execution_id": state.execution_id, "task": effect.parent.task},
             parent=effect.parent,
-            traceparent=state.traceparent,
+            traceparent=traceparent,
         )
-        record = self.command(start, now_ms, state.traceparent)
+        record = self.command(start, now_ms, traceparent)
         limit = self._node.terms().limits.input_bytes
         if len(record.value or b"") > limit + OVERHEAD_BYTES:
             failure = TaskError(type="PayloadTooLarge", message=f"the input is over {limit} bytes", retryable=False)

@@ -13,7 +13,7 @@ from app.domain.workflow.graph import Graph, graph_of
 from app.domain.workflow.orders import Recall, TaskOrder
 from app.domain.workflow.state import Execution
 from app.domain.workflow.turn import LIMITS, Limits
-from app.ports import Clock, Definitions
+from app.ports import Clock, Definitions, Tracing
 
 GRAPHS_KEPT: Final = 1_000
 LOCAL_QUEUE: Final = "default"
@@ -124,3 +124,4 @@ class Node:
     partitions: int
     wake: Callable[[int], None]
     make_entities: MakeEntities | None = None
+    tracing: Tracing | None = None
