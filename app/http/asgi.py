@@ -1,4 +1,4 @@
-"""Pure ASGI layers round an application: measurement, body limit and request timeout."""
+"""Pure ASGI layers round an application: measurement, body limit, request timeout, HEAD."""
 
 import asyncio
 import time
@@ -84,6 +84,23 @@ class Limited:
             return message
 
         return counted
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without the body, which the framework does not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def headers_only(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, headers_only)
 
 
 def _declared_length(scope: Scope) -> int:

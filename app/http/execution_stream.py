@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, Final
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.adapters.execution_reader import Page, Row
@@ -41,7 +42,10 @@ class StreamRoutes:
             await self._rest(scope, receive, send)
             return
         try:
-            code = await self._answer(execution_id, scope, receive, send)
+            if scope["method"] == "GET":
+                code = await self._answer(execution_id, scope, receive, send)
+            else:
+                code = await _not_served(scope, receive, send)
         except Unavailable as error:
             code = 503
             await _refuse(scope, receive, send, code, str(error))
@@ -120,7 +124,7 @@ def _event(seq: int, body: bytes) -> bytes:
 
 def _wanted(scope: Scope) -> str | None:
     """The execution's id, None for what others answer."""
-    if scope["type"] != "http" or scope["method"] != "GET":
+    if scope["type"] != "http":
         return None
     path: str = scope["path"]
     if not path.startswith(_PREFIX) or not path.endswith(_SUFFIX):
@@ -140,6 +144,17 @@ def _last_event(scope: Scope) -> int | None:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _not_served(scope: Scope, receive: Receive, send: Send) -> int:
+    """405, and 204 to who asks for what is served."""
+    method, headers = scope["method"], {"Allow": "GET, OPTIONS"}
+    if method == "OPTIONS":
+        await Response(status_code=204, headers=headers)(scope, receive, send)
+        return 204
+    detail = f"{method} is not served at {scope['path']}."
+    await problems.response(405, detail, scope["path"], headers=headers)(scope, receive, send)
+    return 405
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, detail: str) -> int:

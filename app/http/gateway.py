@@ -21,7 +21,7 @@ from app.adapters.tasks.registry import Registry
 from app.adapters.topic_reader import TopicReader
 from app.adapters.workflow_letters import LetterIndex
 from app.http import ops, problems
-from app.http.asgi import Limited
+from app.http.asgi import HeadAsGet, Limited
 from app.http.backfills import backfills_router
 from app.http.config import document
 from app.http.dead_letters import dead_letters_router
@@ -91,7 +91,9 @@ def api_app(
     _add_operations(api, view)
     problems.install(api)
     api.add_exception_handler(RequestValidationError, on_invalid_request)
-    limited = Limited(api, body_limit_bytes=settings.body_limit_bytes, request_timeout_s=settings.request_timeout_s)
+    limited = HeadAsGet(
+        Limited(api, body_limit_bytes=settings.body_limit_bytes, request_timeout_s=settings.request_timeout_s)
+    )
     if access is None:
         return limited
     starts = StartRoutes(limited, access.starter, access.index, read_timeout_s=settings.request_timeout_s)

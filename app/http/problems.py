@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem documents."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -11,11 +11,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.errors import PublishFailed, Unavailable
 
 log = logging.getLogger(__name__)
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CONTENT_TYPE = "application/problem+json"
 
 
@@ -96,12 +98,32 @@ def response(
 async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
-    detail = str(error.detail)
+    detail, headers = str(error.detail), error.headers
     if error.status_code == 404 and detail == "Not Found":
         detail = f"Nothing is served at {path}."
     elif error.status_code == 405:
+        # The router tells the methods of one route; a path may have several.
+        headers = {**(headers or {}), "Allow": allow(_methods(request))}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
         detail = f"{request.method} is not served at {path}."
-    return response(error.status_code, detail, path, headers=error.headers)
+    return response(error.status_code, detail, path, headers=headers)
+
+
+def allow(methods: Iterable[str]) -> str:
+    """The header Allow; who takes GET takes HEAD."""
+    taken = {*methods, "OPTIONS"}
+    return ", ".join(sorted(taken | {"HEAD"} if "GET" in taken else taken))
+
+
+def _methods(request: Request) -> list[str]:
+    """What is served at the path of a request; tried out, for a router may stand for many routes."""
+
+    def served(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if served(method)]
 
 
 async def on_unavailable(request: Request, error: Exception) -> Response:

@@ -38,6 +38,7 @@ SINGLE: Final = "/api/v1/workflows/{workflow_id}/execute"
 BATCH: Final = "/api/v1/workflows/{workflow_id}/execute:batch"
 _PREFIXES: Final = ("/api/v1/workflows/", "/workflows/")
 _OPTIONS: Final = frozenset({"version", "wait", "priority", "key", "raw"})
+_ALLOW: Final = ((b"allow", b"OPTIONS, POST"),)
 _TRACEPARENT_CHARS: Final = 55
 _TURN: Final = 100  # starts of a batch made ready without a breath: 2 ms
 _BODY_SLACK_BYTES: Final = 4096  # what an envelope may add to the input
@@ -95,7 +96,7 @@ class StartRoutes:
         self._durations = {route: HTTP_DURATION.labels(route) for route in (SINGLE, BATCH)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = _route(scope)
+        found = start_route(scope)
         if found is None:
             await self._rest(scope, receive, send)
             return
@@ -115,6 +116,8 @@ class StartRoutes:
 
     async def _answer(self, route: str, workflow: str, scope: Scope, receive: Receive) -> Answer:
         try:
+            if scope["method"] == "OPTIONS":
+                return Answer(204, b"", _ALLOW)
             if scope["method"] != "POST":
                 raise Refused(405, f"{scope['method']} is not served at {scope['path']}.")
             check_workflow_id(workflow)
@@ -229,7 +232,7 @@ class StartRoutes:
         return b"".join(parts)
 
 
-def _route(scope: Scope) -> tuple[str, str] | None:
+def start_route(scope: Scope) -> tuple[str, str] | None:
     """The template and the workflow's id, None for what others answer."""
     if scope["type"] != "http":
         return None
@@ -372,7 +375,7 @@ def _problem(refused: Refused, path: str, cause: Exception | None = None) -> Ans
     if refused.status in {429, 503}:
         headers = ((b"retry-after", str(max(1, round(refused.retry_after_s))).encode()),)
     if refused.status == 405:
-        headers = ((b"allow", b"POST"),)
+        headers = _ALLOW
     document = problems.document(
         refused.status, refused.detail, path, errors=errors, title=HTTPStatus(refused.status).phrase
     )
@@ -380,10 +383,8 @@ def _problem(refused: Refused, path: str, cause: Exception | None = None) -> Ans
 
 
 async def _send(answer: Answer, send: Callable[[Any], Awaitable[None]]) -> None:
-    headers = [
-        (b"content-type", answer.content_type),
-        (b"content-length", str(len(answer.body)).encode()),
-        *answer.headers,
-    ]
+    headers = list(answer.headers)
+    if answer.status != 204:
+        headers += [(b"content-type", answer.content_type), (b"content-length", str(len(answer.body)).encode())]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

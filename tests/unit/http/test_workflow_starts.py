@@ -281,7 +281,7 @@ async def test_another_method_is_not_served(api):
     async with client(api.app) as asking:
         answer = await asking.get(EXECUTE)
     _is_problem(answer, 405)
-    assert answer.headers["allow"] == "POST"
+    assert answer.headers["allow"] == "OPTIONS, POST"
 
 
 async def test_other_paths_are_for_others(api):
