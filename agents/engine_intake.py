@@ -10,6 +10,7 @@ from agents.engine_debounce import DEBOUNCE_MAX_S
 from agents.engine_entities import EntityCommand, is_entity
 from agents.engine_outside import OVERHEAD_BYTES
 from app.domain.workflow.commands import Command, Report, Start, TaskError
+from app.domain.workflow.placement import partition_of
 from app.domain.workflow.turn import Limits
 from app.ports import InRecord
 from app.workflow_wire import decode_command
@@ -35,15 +36,15 @@ class Taken(NamedTuple):
     oversize: str | None = None
 
 
-def read(records: Sequence[InRecord], limits: Limits) -> list[Taken]:
-    """What each record says."""
-    return [_read(record, limits) for record in records]
+def read(records: Sequence[InRecord], limits: Limits, partitions: int) -> list[Taken]:
+    """What each record says; `partitions` is the number of those that executions live on."""
+    return [_read(record, limits, partitions) for record in records]
 
 
-def _read(record: InRecord, limits: Limits) -> Taken:
+def _read(record: InRecord, limits: Limits, partitions: int) -> Taken:
     key = (record.key or b"").decode(errors="replace")
     if is_entity(key):
-        return Taken(record, _entity(record, key))
+        return Taken(record, _wrong_partition(record, key, partitions) or _entity(record, key))
     try:
         command: Command = decode_command(record.value)
     except ValueError as error:
@@ -52,6 +53,8 @@ def _read(record: InRecord, limits: Limits) -> Taken:
         return Taken(record, Unreadable("unreadable", "an execution_id holds no zero byte"))
     if command.execution_id != key:
         return Taken(record, Unreadable("misplaced", f"the key {key!r} is not the execution_id of the command"))
+    if (elsewhere := _wrong_partition(record, key, partitions)) is not None:
+        return Taken(record, elsewhere)
     size = len(record.value or b"")
     if isinstance(command, Start):
         if (problem := _out_of_range(command)) is not None:
@@ -70,14 +73,29 @@ def _read(record: InRecord, limits: Limits) -> Taken:
     return Taken(record, command)
 
 
+def _wrong_partition(record: InRecord, key: str, partitions: int) -> Unreadable | None:
+    """Why an id has no business here: what began here would be asked for elsewhere, and might begin there too."""
+    placed = partition_of(key, partitions)
+    if placed == record.partition:
+        return None
+    detail = (
+        f"{key!r} lives on partition {placed} of {partitions}, and this came on {record.partition}:"
+        " its sender has another partitioner or another number of partitions"
+    )
+    return Unreadable("wrong_partition", detail)
+
+
 def _out_of_range(start: Start) -> str | None:
     """Why no row can hold a start: it is refused here, where it is one record, and not where it stops a partition."""
     if abs(start.priority) >= PRIORITY_MAX:
         return f"the priority of a start lies within {PRIORITY_MAX:,} of 0"
     if not 0 <= start.at_ms < INSTANT_MAX_MS:
         return "at_ms of a start is an instant in milliseconds since 1970"
-    if start.debounce is not None and not 0 <= start.debounce.seconds <= DEBOUNCE_MAX_S:
+    debounce = start.debounce
+    if debounce is not None and not 0 <= debounce.seconds <= DEBOUNCE_MAX_S:
         return f"a start is debounced for at most {DEBOUNCE_MAX_S:,} seconds"
+    if debounce is not None and not (0 <= debounce.at_ms < INSTANT_MAX_MS and -1 <= debounce.offset < INSTANT_MAX_MS):
+        return "at_ms and offset of a debounced start are those of a record"
     return None
 
 

@@ -36,7 +36,7 @@ class Sweep:
             last = key
             seen += 1
             if prefix != rows.ENDED:
-                if is_over(value, now_ms) if prefix == MARKS else is_past(value, now_ms):
+                if is_over(value, retention_ms, now_ms) if prefix == MARKS else is_past(value, now_ms):
                     changes.delete(key)
                     gone += 1
             elif key not in changes.rows:

@@ -143,7 +143,7 @@ class Triggers:
         seconds = own.get("debounce_s")
         debounce = None
         if isinstance(seconds, int | float) and seconds > 0:
-            debounce = Debounce(key=f"{name}/{key or ''}", seconds=float(seconds))
+            debounce = _debounce(f"{name}/{key or ''}", float(seconds), record)
         try:
             start = start_of(
                 found.workflow,
@@ -190,7 +190,7 @@ class Triggers:
         debounce = None
         if trigger.debounce_s > 0:
             key = "" if trigger.key is None else key_text(evaluate(trigger.key, names))
-            debounce = Debounce(key=f"{workflow.id}/{key}", seconds=trigger.debounce_s)
+            debounce = _debounce(f"{workflow.id}/{key}", trigger.debounce_s, record)
         return start_of(
             workflow,
             record_id(workflow.id, record),
@@ -267,6 +267,17 @@ def _trigger(record: InRecord) -> dict[str, Any]:
         "timestamp_ms": record.timestamp,
         "key": None if record.key is None else record.key.decode(errors="replace"),
     }
+
+
+def _debounce(key: str, seconds: float, record: InRecord) -> Debounce:
+    """Counted in the record's own time, where it has one: so it comes to the same however often it is read."""
+    return Debounce(
+        key=key,
+        seconds=seconds,
+        at_ms=max(0, record.timestamp),
+        source=f"{record.topic}-{record.partition}",
+        offset=record.offset,
+    )
 
 
 def _traceparent(record: InRecord) -> str | None:

@@ -31,10 +31,17 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Debounce:
-    """A start is ignored when another with the same key was accepted less than `seconds` before."""
+    """A start is ignored when another with the same key was accepted less than `seconds` before.
+
+    `at_ms` is the instant that counts, 0 for that of the start. `source` (a partition of a topic) and `offset` say
+    which record asked, so that a record that comes again is decided as it was the first time.
+    """
 
     key: str
     seconds: float
+    at_ms: int = 0
+    source: str = ""
+    offset: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

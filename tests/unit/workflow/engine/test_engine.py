@@ -164,9 +164,34 @@ async def test_a_debounced_start_leaves_no_execution() -> None:
     assert found == ["e0", "e2", "other"]
 
 
+async def test_a_record_that_a_debounce_held_back_starts_nothing_when_it_comes_again_after_the_window() -> None:
+    world = await opened(LINE, retention_ms=5_000)
+    t0 = world.clock.ms
+
+    def asks(offset: int, at_ms: int) -> Start:
+        debounce = Debounce(key="press", seconds=1, at_ms=t0 + at_ms, source="signals-0", offset=offset)
+        return started("line", f"line:signals-0-{offset}", at_ms=world.clock.ms, debounce=debounce)
+
+    world.tell(asks(0, 0), asks(1, 500), asks(2, 1_000))
+    await world.drain()
+    for _ in range(10):  # what has ended is forgotten
+        world.clock.ms += 6_000
+        await world.tick()
+    assert world.rows(b"f") == []
+    await world.crash(disk_too=True)
+    world.tell(asks(0, 0), asks(1, 500), asks(2, 1_000), asks(3, 2_000))
+    await world.drain()
+    found = [number for number in range(4) if world.state(f"line:signals-0-{number}") is not None]
+    assert found == [0, 2, 3]
+    starts = [event for number in (0, 2, 3) for event in world.history(f"line:signals-0-{number}") if event.seq == 0]
+    assert len(starts) == 3
+
+
 @pytest.mark.parametrize(
     "beyond",
     [
+        {"debounce": Debounce(key="press", seconds=1, at_ms=-1)},
+        {"debounce": Debounce(key="press", seconds=1, offset=10**30)},
         {"priority": 10**30},
         {"at_ms": -1},
         {"at_ms": 10**400},

@@ -91,8 +91,9 @@ class HandExecutor:
 class World:
     """A partition whose owner may die at any step."""
 
-    def __init__(self, *workflows: Workflow, slots: int = 4, **terms: Any) -> None:
+    def __init__(self, *workflows: Workflow, slots: int = 4, partitions: int = 1, **terms: Any) -> None:
         self.clock = SetClock()
+        self.partitions = partitions
         self.log = Log()
         self.disk = Disk()
         self.commands: list[Record] = []
@@ -120,7 +121,7 @@ class World:
             expressions=EXPRESSIONS,
             tasks=dispatcher,
             clock=self.clock,
-            partitions=1,
+            partitions=self.partitions,
             wake=lambda _: None,
             make_entities=self.make_entities,
         )
