@@ -1,9 +1,11 @@
 """The composition root: settings in, running roles out; no logic."""
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import os
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from app.adapters.topics_admin import ensure_topics, wait_for_broker, wait_for_c
 from app.errors import BrokerUnavailable, HeadraceError, UserError
 from app.http.health import HealthRegistry
 from app.http.view import SUPERVISOR_URL
+from app.ports import Tracing
 from app.roles.context import Context
 from config.live import LiveSettings
 from config.settings import Settings
@@ -36,6 +39,8 @@ _RUN = {
     "worker": ("worker", "run_worker"),
     "coordinator": ("coordinator", "run_coordinator"),
 }
+
+_TRACED = frozenset({"api-gateway", "coordinator", "worker"})
 
 # Topics that must be cut alike, and what to do when they are not.
 _COPARTITIONED = (
@@ -82,8 +87,14 @@ async def _run(
     stop: asyncio.Event,
     live: LiveSettings | None,
 ) -> None:
+    """With traces, where the settings say where to."""
+    async with _tracing(settings, roles) as tracing:
+        context = Context(settings, lambda: settings, health, stop, SystemClock(), tracing=tracing)
+        await _run_all(context, roles, live)
+
+
+async def _run_all(context: Context, roles: frozenset[str], live: LiveSettings | None) -> None:
     """Numbered as `run_roles`."""
-    context = Context(settings, lambda: settings, health, stop, SystemClock())
     if live is not None:
         context = replace(context, current=lambda: live.current, subscribe=live.subscribe)
         live.subscribe(lambda _old, _new: None, check=_compiles)
@@ -104,6 +115,19 @@ async def _run(
         finally:
             if reloading is not None:
                 reloading.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _tracing(settings: Settings, roles: frozenset[str]) -> AsyncIterator[Tracing | None]:
+    """Where spans go; what waits then is exported at the end. Without an endpoint nothing of it is imported."""
+    if settings.tracing.endpoint is None or not roles & _TRACED:
+        yield None
+        return
+    tracing = importlib.import_module("app.adapters.tracing").OtlpTracing(settings.tracing, roles)
+    try:
+        yield tracing
+    finally:
+        await asyncio.to_thread(tracing.close)
 
 
 async def _open_gateway(context: Context) -> "Gateway":

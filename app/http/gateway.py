@@ -41,11 +41,13 @@ from app.http.server import HttpServer, bind
 from app.http.signals import signals_router
 from app.http.start import CommandPublisher, Starter
 from app.http.start_routes import StartRoutes
+from app.http.tracing import TracedStarts
 from app.http.view import PATHS, SUPERVISOR_URL, LocalView, OpsView
 from app.http.workflow_access import Access
 from app.http.workflow_docs import add_documented
 from app.http.workflows import Catalogue, workflows_router
 from app.metrics import REGISTRY
+from app.ports import Tracing
 from config.http import HttpSettings
 from config.settings import Settings
 
@@ -61,6 +63,7 @@ def api_app(
     access: Access | None = None,
     letters: LetterIndex | None = None,
     catalogue: Catalogue | None = None,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """The API with its documentation, and the operational endpoints for convenience.
 
@@ -96,7 +99,9 @@ def api_app(
     )
     if access is None:
         return limited
-    starts = StartRoutes(limited, access.starter, access.index, read_timeout_s=settings.request_timeout_s)
+    starts: ASGIApp = StartRoutes(limited, access.starter, access.index, read_timeout_s=settings.request_timeout_s)
+    if tracing is not None:
+        starts = TracedStarts(starts, tracing)
     return StreamRoutes(starts, access.index, settings.executions)
 
 
@@ -150,8 +155,10 @@ class Gateway:
         bootstrap_servers: str,
         supervisor_url: str | None = None,
         current: Callable[[], Settings] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
+        self._tracing = tracing
         self._health = health
         self._local = LocalView(health, REGISTRY, lambda: document(current() if current else settings))
         url = supervisor_url or os.environ.get(SUPERVISOR_URL)
@@ -191,7 +198,8 @@ class Gateway:
         http = self._settings.http
         listening = bind(http.host, http.port, "the HTTP API", "http.port")
         letters = LetterIndex(TopicReader(self._settings.kafka))
-        asgi = api_app(self.reads, self._forward or self._local, http, self.access, letters, self._catalogue)
+        view = self._forward or self._local
+        asgi = api_app(self.reads, view, http, self.access, letters, self._catalogue, self._tracing)
         self._streams = asgi if isinstance(asgi, StreamRoutes) else None
         self._server = HttpServer(asgi, listening, keep_alive_s=http.keep_alive_s, connections_max=http.connections_max)
         self._health.add("read model", self._check)

@@ -178,7 +178,9 @@ class StartRoutes:
                 asked = read_item(item)
                 version = asked.version or requested.options.get("version")
                 workflow = await self._starter.workflow(requested.workflow, version)
-                accepted, record = self._starter.prepare(workflow, asked, partitions, requested.traceparent)
+                accepted, record = await self._first(workflow.id, asked), None
+                if accepted is None:
+                    accepted, record = self._starter.prepare(workflow, asked, partitions, requested.traceparent)
             except Refused as refused:
                 outcomes.append({"index": index, "code": refused.status, "detail": refused.detail})
                 continue

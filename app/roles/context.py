@@ -11,7 +11,7 @@ from app.adapters.faust_app import App, crashed, new_app
 from app.adapters.producer import BatchProducer, Delivered, ProducerLimits
 from app.adapters.transport import TransportLimits
 from app.http.health import HealthRegistry
-from app.ports import Clock
+from app.ports import Clock, Tracing
 from config.live import Listener
 from config.producer import ProducerSettings
 from config.settings import Settings
@@ -34,6 +34,7 @@ class Context:
     stop: asyncio.Event
     clock: Clock
     subscribe: Callable[[Listener], Callable[[], None]] = _never_changes
+    tracing: Tracing | None = None
 
     @property
     def bootstrap(self) -> str:

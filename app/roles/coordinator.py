@@ -57,7 +57,12 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
     async with context.producer(STAGE) as producer:
         partitions = await producer.partitions(WORKFLOW_COMMANDS.name)
         tasks = executor or new_executor(
-            context.settings, expressions, context.clock, context.producer_limits("tasks"), workflow.local_task_slots
+            context.settings,
+            expressions,
+            context.clock,
+            context.producer_limits("tasks"),
+            workflow.local_task_slots,
+            context.tracing,
         )
         engines: dict[int, Engine] = {}
         stage = Stage(
@@ -80,6 +85,7 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
             clock=context.clock,
             partitions=partitions,
             wake=stage.wake,
+            tracing=context.tracing,
             make_entities=lambda get: Timekeeper(get, definitions, expressions, lambda: partitions),
         )
         app = context.faust_app(STAGE)

@@ -8,7 +8,13 @@ from app.roles.context import Context
 
 async def open_gateway(context: Context) -> Gateway:
     """Answer on the API port, before Kafka is reached."""
-    gateway = Gateway(context.settings, context.health, bootstrap_servers=context.bootstrap, current=context.current)
+    gateway = Gateway(
+        context.settings,
+        context.health,
+        bootstrap_servers=context.bootstrap,
+        current=context.current,
+        tracing=context.tracing,
+    )
     await gateway.open()
     return gateway
 

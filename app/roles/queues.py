@@ -24,7 +24,11 @@ REPORT_OVERHEAD_BYTES: Final = 4_096
 async def run_queues(context: Context) -> None:
     """Serve every queue of `tasks.queues` with one executor, until stop."""
     executor = new_executor(
-        context.settings, CelExpressions(), context.clock, context.producer_limits("tasks-executor")
+        context.settings,
+        CelExpressions(),
+        context.clock,
+        context.producer_limits("tasks-executor"),
+        tracing=context.tracing,
     )
     try:
         async with asyncio.TaskGroup() as parts:
