@@ -18,7 +18,7 @@ from app.adapters.execution_reader import ExecutionReader, Row
 from app.errors import Unavailable
 from app.http.execution_ids import is_execution_id
 from app.http.health import Check
-from app.http.start import Accepted
+from app.http.start import Accepted, fingerprint
 from config.http import ExecutionsSettings
 
 log = logging.getLogger(__name__)
@@ -256,10 +256,15 @@ class ExecutionIndex:
 
     async def first(self, execution_id: str) -> Accepted | None:
         """The execution of this id, or of this id with its partition, as far as the index is."""
-        if not self._open.is_set():
+        return await self.ask(self._first, execution_id) if self._open.is_set() else None
+
+    def _first(self, execution_id: str) -> Accepted | None:
+        row = self.reader.first(execution_id)
+        if row is None:
             return None
-        row = await self.ask(self.reader.first, execution_id)
-        return None if row is None else Accepted(row.id, row.workflow, row.version, known=True)
+        begun = self.reader.history(row.id, -1, 1)
+        known = fingerprint(orjson.loads(begun.events[0]).get("input")) if begun and begun.events else b""
+        return Accepted(row.id, row.workflow, row.version, known=True, input_print=known)
 
 
 async def _end(process: asyncio.subprocess.Process, hearing: "asyncio.Task[None]") -> None:

@@ -1,6 +1,7 @@
 """Starting executions: from a request to a command that every in-sync replica holds."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,12 +47,16 @@ class Asked(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """A start that is on its way; `known` when the same start was accepted before."""
+    """A start that is on its way; `known` when the same start was accepted before.
+
+    `input_print` is the fingerprint of the input it began with, empty where that is not known.
+    """
 
     execution_id: str
     workflow: str
     version: str
     known: bool = False
+    input_print: bytes = b""
 
 
 class Refused(Exception):
@@ -87,6 +92,7 @@ class Starter:
     in_flight: int = 0
     _complete: bool = False
     _repeats: OrderedDict[str, Accepted] = field(default_factory=OrderedDict)
+    _prints: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
 
     async def workflow(self, workflow: str, version: str | None) -> Workflow:
         """The definition that a start means. Raises `Refused` 404 only when everything was read, else 503."""
@@ -150,6 +156,7 @@ class Starter:
         execution_id = new_id(at_ms := self.now_ms())
         if asked.idempotency_key is not None:
             execution_id = repeatable_id(workflow.id, asked.idempotency_key)
+            check_repeat(asked, self._prints.get(execution_id, b""))
             if (known := self._repeats.get(execution_id)) is not None:
                 return known, None
         if self.expressions is None:
@@ -170,6 +177,11 @@ class Starter:
             raise Refused(422, f"The input gives no concurrency key: {error}", field="input") from error
         if asked.priority is not None:
             command = replace(command, priority=asked.priority)
+        if asked.idempotency_key is not None:
+            # From here on, for it may arrive even when its sender is told that it has not been acknowledged.
+            self._prints[execution_id] = fingerprint(asked.input)
+            if len(self._prints) > _REMEMBERED:
+                self._prints.popitem(last=False)
         accepted = Accepted(command.execution_id, workflow.id, workflow.version)
         return accepted, start_record(command, partitions, at_ms)
 
@@ -235,6 +247,18 @@ def text_option(value: Any, name: str) -> str | None:
     if value is None or (isinstance(value, str) and 0 < len(value) <= MAX_CHARS and value.isprintable()):
         return value
     raise Refused(400, f"{name} is text of 1 to {MAX_CHARS} printable characters.", field=name)
+
+
+def fingerprint(given: Any) -> bytes:
+    """The same for inputs that are the same, whatever the order of their fields."""
+    return hashlib.blake2b(orjson.dumps(given, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+
+
+def check_repeat(asked: Asked, first: bytes) -> None:
+    """Raises `Refused` 422 for a repeat that is none: the first start of its key had another input."""
+    if first and first != fingerprint(asked.input):
+        detail = "This Idempotency-Key was used with another input; a new start needs a new key."
+        raise Refused(422, detail, field="Idempotency-Key")
 
 
 def check_workflow_id(workflow: str) -> None:

@@ -21,6 +21,7 @@ from app.http.start import (
     Asked,
     Refused,
     Starter,
+    check_repeat,
     check_workflow_id,
     parsed,
     priority_option,
@@ -144,7 +145,7 @@ class StartRoutes:
         if options or requested.idempotency_key is not None:
             asked = _with_options(asked, requested)
         wait_s = _wait(options.get("wait"), starter.settings.wait_max_s)
-        accepted = await self._first(requested, asked) or await starter.start(
+        accepted = await self._first(requested.workflow, asked) or await starter.start(
             requested.workflow, asked, requested.traceparent
         )
         if wait_s and self._results is not None:
@@ -153,11 +154,14 @@ class StartRoutes:
                 return Answer(200, document, _replayed(accepted))
         return Answer(202, _accepted(accepted), (*_location(accepted), *_replayed(accepted)))
 
-    async def _first(self, requested: Requested, asked: Asked) -> Accepted | None:
-        """The execution of the same Idempotency-Key, when this node knows it."""
+    async def _first(self, workflow: str, asked: Asked) -> Accepted | None:
+        """The execution of the same Idempotency-Key, when this node knows it. Raises `Refused` 422."""
         if asked.idempotency_key is None or self._results is None:
             return None
-        return await self._results.first(repeatable_id(requested.workflow, asked.idempotency_key))
+        found = await self._results.first(repeatable_id(workflow, asked.idempotency_key))
+        if found is not None:
+            check_repeat(asked, found.input_print)
+        return found
 
     # ---- many ----
 

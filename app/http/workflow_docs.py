@@ -100,7 +100,8 @@ _START_PROBLEMS: Final[dict[str, Any]] = {
     "403": _problem("The workflow has triggers, and http is not among them."),
     "404": _problem("No such workflow, or no such version of it."),
     "413": _problem("The input is too large, or the batch too long."),
-    "422": _problem("The concurrency key has no value for this input."),
+    "422": _problem("The concurrency key has no value for this input, or the Idempotency-Key was used with another."),
+    "415": _problem("The body is called something else than JSON."),
     "429": _problem("Too many starts of this client; Retry-After says when."),
     "503": _problem("The broker does not answer, or the definitions have not all been read; Retry-After says when."),
 }

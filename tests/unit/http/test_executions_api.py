@@ -13,7 +13,7 @@ from app.http import problems
 from app.http.execution_bulk import bulk_router
 from app.http.execution_index import ExecutionIndex
 from app.http.executions import executions_router
-from app.http.start import Starter
+from app.http.start import Starter, fingerprint
 from app.http.workflow_access import Access
 from config.http import ExecutionsSettings, HttpSettings, StartsSettings
 from tests.helpers.executions import run, started
@@ -74,3 +74,15 @@ async def test_an_order_by_filter_waits_for_an_index_that_knows_all_that_match(a
     api.index.state = FED
     assert (await api.ask("POST", f"{PATH}:cancel", json={"all": True})).json()["sent"] == 1
     assert len(api.sent.records) == 1
+
+
+async def test_the_input_of_a_first_execution_is_known_by_its_fingerprint(api: Api, tmp_path: Path) -> None:
+    assert await api.index.first("b") is None
+    store = ExecutionStore(tmp_path)
+    store.apply([], [run("b-p3", started(given={"y": [1], "x": 2}))], [])
+    store.close()
+    assert await api.index.first("b") is None, "the index is not open"
+    api.index._open.set()
+    found = await api.index.first("b")
+    assert found is not None
+    assert (found.execution_id, found.input_print) == ("b-p3", fingerprint({"x": 2, "y": [1]}))

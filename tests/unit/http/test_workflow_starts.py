@@ -14,7 +14,7 @@ from app.domain.workflow.placement import partition_of
 from app.errors import PublishFailed
 from app.http.execution_ids import new_id
 from app.http.rate import Rates
-from app.http.start import Accepted, Starter
+from app.http.start import Accepted, Starter, fingerprint
 from app.http.start_routes import SINGLE, StartRoutes
 from app.metrics import HTTP_REQUESTS
 from app.workflow_wire import decode_command
@@ -153,6 +153,36 @@ async def test_the_index_knows_the_first_execution_of_another_node(api):
     answer = await api.post(EXECUTE, headers=headers)
     assert (answer.json()["version"], answer.headers["idempotent-replayed"]) == ("v1", "true")
     assert api.sent.records == []
+
+
+async def test_an_idempotency_key_is_not_used_for_another_input(api):
+    headers = {"idempotency-key": "order-7"}
+    first = (await api.post(EXECUTE, json={"a": 1, "b": 2}, headers=headers)).json()["execution_id"]
+    assert (await api.post(EXECUTE, content=b'{"b":2, "a":1}', headers=headers)).json()["execution_id"] == first
+    _is_problem(await api.post(EXECUTE, json={"a": 2}, headers=headers), 422)
+    items = [{"input": {"a": 3}, "idempotency_key": "order-7"}, {"input": {"a": 3}, "idempotency_key": "order-8"}]
+    assert [each["code"] for each in (await api.post(BATCH, json=items)).json()["items"]] == [422, 202]
+    other_node = Api()
+    other_node.results.firsts[first] = Accepted(
+        first, "press-overheat", "v1", known=True, input_print=fingerprint({"b": 2, "a": 1})
+    )
+    _is_problem(await other_node.post(EXECUTE, json={"a": 2}, headers=headers), 422)
+    answer = (await other_node.post(BATCH, json=[{"input": {"a": 1, "b": 2}, "idempotency_key": "order-7"}])).json()
+    assert (answer["items"][0]["execution_id"], other_node.sent.records) == (first, [])
+
+
+async def test_an_idempotency_key_is_free_again_when_its_start_was_refused(api):
+    headers = {"idempotency-key": "order-7"}
+    _is_problem(await api.post("/workflows/keyed/execute", json={}, headers=headers), 422)
+    assert (await api.post("/workflows/keyed/execute", json={"device_id": "a"}, headers=headers)).status_code == 202
+
+
+async def test_a_start_that_may_have_arrived_keeps_its_idempotency_key(api):
+    api.sent.failure = PublishFailed("timeout", 1)
+    headers = {"idempotency-key": "order-7"}
+    _is_problem(await api.post(EXECUTE, json=1, headers=headers), 503)
+    api.sent.failure = None
+    _is_problem(await api.post(EXECUTE, json=2, headers=headers), 422)
 
 
 async def test_a_start_that_was_not_acknowledged_is_sent_again_by_its_repeat(api):
