@@ -18,7 +18,7 @@ from app.domain.workflow.evolve import fold
 from app.domain.workflow.orders import TaskOrder
 from app.domain.workflow.state import Execution
 from app.ports import Reported
-from app.workflow_wire import decode_order, decode_run, encode_command
+from app.workflow_wire import decode_order, decode_recall, decode_run, encode_command
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
 from tables.partition import TablePartition
 from tests.helpers.engine import KnownWorkflows
@@ -245,4 +245,5 @@ class World:
     def orders(self) -> list[TaskOrder]:
         """The orders that were sent to workers since the last look."""
         topics = [topic for topic in list(self.log.topics) if topic.startswith("workflow.tasks.")]
-        return [decode_order(record.value) for topic in topics for record in self._new(topic)]
+        records = [record for topic in topics for record in self._new(topic)]
+        return [decode_order(record.value) for record in records if decode_recall(record.value) is None]
