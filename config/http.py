@@ -165,6 +165,20 @@ class HttpSettings(Section):
     request_timeout_s: float = setting(
         30.0, description="Longest time one request may take; then 503.", unit="s", gt=0, le=600
     )
+    head_timeout_s: float = setting(
+        10.0,
+        description="A connection that has not sent the head of a request by then is closed.",
+        unit="s",
+        gt=0,
+        le=600,
+    )
+    stalled_s: float = setting(
+        30.0,
+        description="A connection whose other end takes nothing of an answer for so long is closed.",
+        unit="s",
+        gt=0,
+        le=3600,
+    )
     keep_alive_s: int = setting(5, description="An idle connection is closed after this time.", unit="s", ge=1, le=600)
     connections_max: int = setting(
         1000,

@@ -201,7 +201,14 @@ class Gateway:
         view = self._forward or self._local
         asgi = api_app(self.reads, view, http, self.access, letters, self._catalogue, self._tracing)
         self._streams = asgi if isinstance(asgi, StreamRoutes) else None
-        self._server = HttpServer(asgi, listening, keep_alive_s=http.keep_alive_s, connections_max=http.connections_max)
+        self._server = HttpServer(
+            asgi,
+            listening,
+            keep_alive_s=http.keep_alive_s,
+            connections_max=http.connections_max,
+            head_timeout_s=http.head_timeout_s,
+            stalled_s=http.stalled_s,
+        )
         self._health.add("read model", self._check)
         self._health.add("executions", self.access.index.check)
         self._health.add("workflows", self._check_definitions)

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import EnvironmentError_
+from app.http import problems
+from app.http.connection import patient
 
 
 class _Uvicorn(uvicorn.Server):
@@ -94,14 +96,20 @@ class HttpServer:
         *,
         keep_alive_s: int = 5,
         connections_max: int = 1000,
+        head_timeout_s: float = 10.0,
+        stalled_s: float = 30.0,
     ) -> None:
+        self._app = app
+        self._connections_max = connections_max
         self._listening = listening
         host, port = listening.getsockname()[:2]
         self.port: int = port
         self.url = f"http://{'[' + host + ']' if ':' in host else host}:{port}"
         self._server = _Uvicorn(
             uvicorn.Config(
-                app,
+                self._answer,
+                interface="asgi3",
+                http=patient(head_timeout_s, stalled_s),
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -109,13 +117,20 @@ class HttpServer:
                 ws="none",
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=connections_max,
                 timeout_keep_alive=keep_alive_s,
                 timeout_graceful_shutdown=5,
                 h11_max_incomplete_event_size=64 << 10,
             )
         )
         self.task: asyncio.Task[None] | None = None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self._server.server_state.connections) <= self._connections_max:
+            await self._app(scope, receive, send)
+            return
+        headers = {"Retry-After": "1", "Connection": "close"}
+        busy = problems.response(503, "Too many connections are open.", scope["path"], headers=headers)
+        await busy(scope, receive, send)
 
     async def start(self) -> None:
         """Return when requests are answered."""
