@@ -10,7 +10,7 @@ from agents.engine_debounce import DEBOUNCE_MAX_S
 from agents.engine_entities import EntityCommand, is_entity
 from agents.engine_outside import OVERHEAD_BYTES
 from app.domain.workflow.commands import Command, Report, Start, TaskError
-from app.domain.workflow.placement import partition_of
+from app.domain.workflow.placement import WRONG_PARTITION, partition_of
 from app.domain.workflow.turn import Limits
 from app.ports import InRecord
 from app.workflow_wire import decode_command
@@ -82,7 +82,7 @@ def _wrong_partition(record: InRecord, key: str, partitions: int) -> Unreadable 
         f"{key!r} lives on partition {placed} of {partitions}, and this came on {record.partition}:"
         " its sender has another partitioner or another number of partitions"
     )
-    return Unreadable("wrong_partition", detail)
+    return Unreadable(WRONG_PARTITION, detail)
 
 
 def _out_of_range(start: Start) -> str | None:

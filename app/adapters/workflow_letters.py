@@ -16,7 +16,7 @@ import orjson
 from app.adapters.dead_letters import MARK, ORIGIN, Place, marked
 from app.adapters.topic_reader import Offsets, TopicReader
 from app.domain.workflow.commands import RetryExecution
-from app.domain.workflow.placement import partition_of
+from app.domain.workflow.placement import WRONG_PARTITION, partition_of
 from app.ports import InRecord, OutRecord, Publisher
 from app.workflow_wire import encode_command
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER
@@ -206,7 +206,7 @@ async def redrive(
                 sent += _retry(letter, retried, partitions, at_ms)
                 done = done._replace(executions=done.executions + 1)
             elif (original := await index.original(letter)) is not None:
-                sent.append(_again(letter, original, at_ms))
+                sent.append(_again(letter, original, partitions, at_ms))
                 done = done._replace(commands=done.commands + 1)
             else:
                 done = done._replace(gone=done.gone + 1)
@@ -239,7 +239,9 @@ def _retry(letter: WorkflowLetter, retried: set[str], partitions: int, at_ms: in
     )
 
 
-def _again(letter: WorkflowLetter, original: bytes, at_ms: int) -> OutRecord:
+def _again(letter: WorkflowLetter, original: bytes, partitions: int, at_ms: int) -> OutRecord:
     assert letter.origin is not None, "commands and records were read somewhere"
     topic, partition, _ = letter.origin
+    if letter.reason == WRONG_PARTITION and letter.key is not None:
+        partition = partition_of(letter.key.decode(errors="replace"), partitions)
     return OutRecord(topic, letter.key, original, at_ms, ((ORIGIN, str(letter.place).encode()),), partition)

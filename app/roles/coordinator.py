@@ -6,6 +6,7 @@ from typing import Any
 
 from agents.engine import Engine
 from agents.engine_dispatch import Dispatcher
+from agents.engine_partitions import keep_partitions
 from agents.engine_terms import Graphs, Node, Terms
 from agents.schedules import Timekeeper
 from agents.stage import Stage
@@ -67,7 +68,7 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
         engines: dict[int, Engine] = {}
         stage = Stage(
             STAGE,
-            lambda partition: _open(context, producer, lease, definitions, partition),
+            lambda partition: _open(context, producer, lease, definitions, partition, partitions),
             lambda tables: _begin(engines, tables, node),
             context.clock,
             lambda: 1.0,
@@ -148,11 +149,20 @@ class _LiveTerms:
 
 
 async def _open(
-    context: Context, producer: BatchProducer, lease: Lease, definitions: Definitions, partition: int
+    context: Context, producer: BatchProducer, lease: Lease, definitions: Definitions, partition: int, partitions: int
 ) -> TablePartition:
-    """The tables, once every definition that an execution in them may be of is known."""
+    """The tables, once every definition that an execution in them may be of is known.
+
+    Raises `UserError` when they were made with another number of partitions.
+    """
     await definitions.caught_up()
-    return await open_tables(context, producer, lease, WORKFLOW_STATE, partition, single_trip=True)
+    tables = await open_tables(context, producer, lease, WORKFLOW_STATE, partition, single_trip=True)
+    try:
+        await keep_partitions(tables, partitions, context.clock.now_ms())
+    except BaseException:
+        tables.close()
+        raise
+    return tables
 
 
 def _begin(engines: dict[int, Engine], tables: TablePartition, node: Node) -> Engine:

@@ -10,6 +10,8 @@ from typing import Final
 
 from app.domain.murmur2 import partition_for
 
+# Why a command is refused that comes on another partition than its execution's.
+WRONG_PARTITION: Final = "wrong_partition"
 _PLACED: Final = re.compile(r"-p(\d{1,6})$")
 _OF_RECORD: Final = re.compile(r"^.+-(\d{1,6})-\d+$")
 
