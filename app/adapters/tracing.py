@@ -44,6 +44,7 @@ class _Counted(SpanExporter):
 
     def __init__(self, exporter: SpanExporter, where: str) -> None:
         self.taken = 0
+        self.is_closed = False  # what is still under way has been counted
         self._exporter = exporter
         self._where = where
         self._failing = False
@@ -57,6 +58,8 @@ class _Counted(SpanExporter):
             result = SpanExportResult.FAILURE
         finally:
             self.taken += len(spans)
+        if self.is_closed:
+            return result
         is_ok = result is SpanExportResult.SUCCESS
         metrics.TRACE_SPANS.labels("exported" if is_ok else "failed").inc(len(spans))
         if is_ok and self._failing:
@@ -145,6 +148,7 @@ class OtlpTracing:
         if closing.is_alive():
             self._exporter.shutdown()
             closing.join(CLOSE_S / 3)
+        self._exporter.is_closed = True
         left = self._given - self._exporter.taken
         if left > 0:
             metrics.TRACE_SPANS.labels("dropped").inc(left)

@@ -17,7 +17,7 @@ from app.domain.workflow.events import Event
 from app.domain.workflow.evolve import fold
 from app.domain.workflow.orders import TaskOrder
 from app.domain.workflow.state import Execution
-from app.ports import Reported
+from app.ports import Reported, Tracing
 from app.workflow_wire import decode_order, decode_recall, decode_run, encode_command
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
 from tables.partition import TablePartition
@@ -102,6 +102,7 @@ class World:
         self.terms = Terms(**terms)
         self.failures: list[BaseException] = []
         self.make_entities: MakeEntities | None = None
+        self.tracing: Tracing | None = None
         self.prompt = False  # what begins early has ended before the next turn of the loop
         self._histories: dict[str, list[Event]] = {}
         self._taken: dict[str, int] = {}
@@ -124,6 +125,7 @@ class World:
             partitions=self.partitions,
             wake=lambda _: None,
             make_entities=self.make_entities,
+            tracing=self.tracing,
         )
         self.engine = Engine(self.tables, node)
         self._read_outputs()
