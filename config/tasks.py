@@ -50,6 +50,13 @@ class TasksSettings(Section):
     heartbeat_interval_ms: int = setting(
         1_000, ge=10, le=600_000, unit="ms", description="Heartbeats of one attempt are passed on no more often."
     )
+    held_up_ms: int = setting(
+        2_000,
+        ge=0,
+        le=600_000,
+        unit="ms",
+        description="A coroutine that holds up the event loop for so long at a stretch fails as HeldUpLoop. 0: never.",
+    )
     process_memory_bytes: int = setting(
         2 << 30,
         ge=0,

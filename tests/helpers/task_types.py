@@ -76,9 +76,24 @@ class Coroutine:
                 raise asyncio.CancelledError
             case "sleep":
                 await asyncio.sleep(call.params.value)
+            case "block":
+                time.sleep(call.params.value)  # noqa: ASYNC251 - on purpose
+            case "compute":
+                while True:
+                    sum(range(1_000))
+            case "block in a task of its own":
+                await asyncio.create_task(_blocks(call.params.value))
+            case "swallow":
+                for _ in range(3):
+                    with contextlib.suppress(BaseException):
+                        time.sleep(call.params.value)  # noqa: ASYNC251 - on purpose
             case _:
                 return done(call)
         return None
+
+
+async def _blocks(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251 - on purpose
 
 
 class Blocking:

@@ -39,6 +39,7 @@ def new_executor(
         cancel_grace_s=tasks.cancel_grace_ms / 1000,
         abandoned=tasks.abandoned,
         heartbeat_interval_s=tasks.heartbeat_interval_ms / 1000,
+        held_up_s=tasks.held_up_ms / 1000,
         result_bytes=settings.workflow.result_bytes,
         payload_bytes=tasks.payload_bytes,
         claim_check=tasks.claim_check,

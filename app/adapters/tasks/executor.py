@@ -5,6 +5,7 @@ says; (4) its result becomes JSON, a file when it is large; (5) it is reported, 
 What does not end by itself is ended: past its time-out, silent for longer than its heartbeat allows, or cancelled, a
 coroutine is cancelled, a thread is asked, a process is killed; a coroutine or thread that goes on all the same is
 left behind after a grace: its slot is free, it is counted, and with too many of them no more of its kind begin.
+A coroutine that holds up the loop, so that nothing of this could happen, is ended by `guard`.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from typing import Any, Final
 import orjson
 
 from app import metrics
+from app.adapters.tasks import guard
 from app.adapters.tasks.failures import told
 from app.adapters.tasks.payload import Payloads, TooLarge, encode, encode_in_thread, is_plain
 from app.adapters.tasks.preparation import Preparation, Prepared, Unprepared
@@ -44,6 +46,7 @@ class ExecutorLimits:
     cancel_grace_s: float = 2.0
     abandoned: int = 64
     heartbeat_interval_s: float = 1.0
+    held_up_s: float = 2.0
     result_bytes: int = 524_288
     payload_bytes: int = 64 << 20
     claim_check: bool = False
@@ -102,6 +105,7 @@ class Executor:
         self._left: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._guard = guard.LoopGuard.use(limits.held_up_s)
         self._closed = False
 
     # ---- what the engine asks ----
@@ -169,6 +173,9 @@ class Executor:
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
+        if self._guard is not None:
+            self._guard.let_go()
+            self._guard = None
         self._threads.close()
         await self._processes.close()
         if self._resources is not None:
@@ -211,7 +218,11 @@ class Executor:
     async def _run_async(self, run: _Run, prepared: Prepared) -> Any:
         self._check_left(self.abandoned_coroutines, "coroutine")
         carry_out = _method(prepared.task_type, "run")
-        value = await carry_out(self._call(run, prepared, lambda: self._beat(run)))
+        guard.enter()
+        try:
+            value = await carry_out(self._call(run, prepared, lambda: self._beat(run)))
+        finally:
+            guard.leave()
         if is_plain(value):
             return value
         return await self._kept(await encode(value, self._largest))

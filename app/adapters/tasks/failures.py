@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 from pydantic import ValidationError
 
+from app.adapters.tasks.guard import HeldUp
 from app.adapters.tasks.payload import NotJson, PayloadGone, TooLarge
 from app.adapters.tasks.processes import ProcessDied, ProcessNotStarted
 from app.domain.workflow.commands import TaskError
@@ -63,6 +64,8 @@ def _described(error: BaseException) -> TaskError:
             return TaskError(type="ProcessDied", message=str(error), detail=error.detail)
         case ProcessNotStarted():
             return TaskError(type="ProcessNotStarted", message=str(error))
+        case HeldUp():
+            return TaskError(type="HeldUpLoop", message=str(error), detail={"traceback": frames(error)})
         case asyncio.CancelledError():
             return TaskError(type="CancelledError", message="the task cancelled itself")
     name = type(error).__name__
