@@ -38,6 +38,9 @@ from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
 log = logging.getLogger(__name__)
 
 _POLL_TIMEOUT_MS: Final = 200
+# Between two looks at the topics while nobody waits for what they say. At 200 executions/s a look for each record took
+# a quarter of a core here and more on the broker, which the executions themselves then had to wait for.
+_REST_S: Final = 0.02
 _STATE_EVERY_S: Final = 0.5
 _FORGET_EVERY_S: Final = 30.0  # after a look that found nothing
 _FORGET_SHARE: Final = 0.1  # of the time, at most
@@ -72,6 +75,7 @@ class ExecutionFeed:
         self._watched: set[str] = set()
         self._asked: dict[int, Mapping[TopicPartition, int]] = {}
         self._looking: set[int] = set()
+        self._awaited = asyncio.Event()
         self._asker: Any = None
         self._partitions = 0
         self._connected = False
@@ -81,6 +85,7 @@ class ExecutionFeed:
 
     def obey(self, order: Mapping[str, Any]) -> None:
         """One line of the parent."""
+        self._awaited.set()
         if (watched := order.get("watch")) is not None:
             self._watched.add(watched)
             self._out.write({"told": [watched]})  # whatever came before this is in the index by now
@@ -182,7 +187,8 @@ class ExecutionFeed:
             log.info("the index of executions reads", extra={"action": "read_model_reads", "lag": self._state()["lag"]})
             looked_s = time.monotonic()
             while True:
-                await self._poll(consumer)
+                if await self._poll(consumer):
+                    await self._rest()
                 if time.monotonic() - looked_s > self._kafka.metadata_max_age_ms / 1000:
                     looked_s = time.monotonic()
                     if await self._describe() != partitions:
@@ -232,7 +238,17 @@ class ExecutionFeed:
             self._positions[each] = at
         self._ends, self._goal = dict(ends), dict(ends)
 
-    async def _poll(self, consumer: Any) -> None:
+    async def _rest(self) -> None:
+        """Let records gather, unless somebody waits for them."""
+        self._awaited.clear()
+        if self._watched or self._asked or self._looking:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REST_S):
+                await self._awaited.wait()
+
+    async def _poll(self, consumer: Any) -> bool:
+        """Take in what has come; whether that was something, and all there is here."""
         batches = await consumer.getmany(timeout_ms=_POLL_TIMEOUT_MS, max_records=self._settings.batch_records)
         commands: list[bytes] = []
         runs: list[bytes] = []
@@ -259,6 +275,7 @@ class ExecutionFeed:
         if self._asked:
             self._answer()
         await asyncio.sleep(0)
+        return 0 < sum(len(records) for records in batches.values()) < self._settings.batch_records
 
 
 class Out:
