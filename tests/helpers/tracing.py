@@ -47,7 +47,7 @@ class Received(NamedTuple):
 
 
 class Collector:
-    """What was received, in the order it came; `status` is what it answers, without `answers` it keeps callers waiting."""
+    """What was received, in the order it came; it answers `status`, and nothing while `answers` is not set."""
 
     def __init__(self) -> None:
         self.spans: list[Received] = []
