@@ -1,6 +1,5 @@
 """`headrace dlq`: what was refused and why, and the way back once the cause is mended."""
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,24 +7,33 @@ import typer
 
 from app.cli.broker import Bootstrap, Since, as_time, ask_kafka, since_ms
 from app.cli.dlq_workflows import app as workflows
+from app.cli.letters import (
+    DETAIL_CHARS,
+    INTERRUPTED,
+    DryRun,
+    Everything,
+    OfReason,
+    Places,
+    Yes,
+    check_redrive,
+    place_of,
+    plain,
+    sending,
+)
 from app.cli.options import AsJson, ConfigFile, SetFlags, print_json
 from app.cli.tables import show_table
 from app.errors import UserError
 
 if TYPE_CHECKING:
-    from app.adapters.dead_letters import Letter, Listed, Place, Redriven, Selection
+    from app.adapters.dead_letters import Letter, Listed, Redriven, Selection
     from config.settings import Settings
 
 app = typer.Typer()
 app.add_typer(workflows, name="workflows")
 
-OfReason = Annotated[str | None, typer.Option("--reason", metavar="REASON", help="Only this reason.")]
 OfDevice = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Only originals with this key.")]
 OfTopic = Annotated[str | None, typer.Option("--topic", metavar="TOPIC", help="Only originals of this topic.")]
 OfStage = Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="Only what this stage refused.")]
-
-_DETAIL_CHARS = 100
-_INTERRUPTED = 130
 
 
 @app.command("list")
@@ -83,25 +91,23 @@ def show(
         return
     for name, value in _document(letter, redriven=redriven).items():
         if name != "original" and value not in (None, "", {}):
-            print(f"{name:<14} {_plain(str(value))}")
+            print(f"{name:<14} {plain(str(value))}")
     print(f"original       {len(letter.original or b''):,} of {letter.value_bytes:,} bytes")
     print(readable(letter.original))
 
 
 @app.command()
 def redrive(
-    places: Annotated[
-        list[str] | None, typer.Argument(metavar="PARTITION:OFFSET", help="These; or select by options.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    places: Places = None,
+    everything: Everything = False,
     since: Since = None,
     reason: OfReason = None,
     device: OfDevice = None,
     topic: OfTopic = None,
     stage: OfStage = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be sent.")] = False,
+    dry_run: DryRun = False,
     again: Annotated[bool, typer.Option("--again", help="Also what was redriven before and refused again.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     bootstrap: Bootstrap = None,
     config: ConfigFile = None,
     flags: SetFlags = None,
@@ -112,11 +118,8 @@ def redrive(
     What was sent back is marked and never sent again; what was refused once more is left out unless --again
     or its place asks for it. Exit code 1 when some could not be sent (their original is gone, or too large).
     """
-    if not (places or everything or since or reason or device or topic or stage):
-        raise UserError("Say which: PARTITION:OFFSET…, --reason, --device, --topic, --stage, --since or --all.")
-    if not (yes or dry_run or sys.stdin.isatty()):
-        raise UserError("There is nobody to ask here: pass --yes to redrive, or --dry-run to see what would be sent.")
-
+    selected = bool(places or everything or since or reason or device or topic or stage)
+    check_redrive(selected, "--reason, --device, --topic, --stage", yes=yes, dry_run=dry_run)
     from_ms, named = since_ms(since), frozenset(map(place_of, places or ()))
 
     async def chosen(settings: "Settings") -> "Selection":
@@ -135,25 +138,17 @@ def redrive(
         typer.confirm(f"Send {len(selection.places):,} back?", abort=True, err=True)
     done, whole = ask_kafka(config, flags, bootstrap, lambda settings: _redrive(settings, selection))
     _finish(selection, done, as_json=as_json, dry_run=False)
-    raise typer.Exit(_INTERRUPTED if not whole else 1 if done.gone or done.too_large else 0)
+    raise typer.Exit(INTERRUPTED if not whole else 1 if done.gone or done.too_large else 0)
 
 
 async def _redrive(settings: "Settings", selection: "Selection") -> "tuple[Redriven, bool]":
     """What was done, and whether it was all; a signal stops between two chunks."""
     from agents.generate import record_ms  # noqa: PLC0415 - as above
     from app.adapters import dead_letters  # noqa: PLC0415 - as above
-    from app.adapters.clock import SystemClock  # noqa: PLC0415 - as above
     from app.adapters.producer_lane import RECORD_OVERHEAD_BYTES  # noqa: PLC0415 - as above
-    from app.http.health import HealthRegistry  # noqa: PLC0415 - as above
-    from app.lifecycle import exit_now, on_stop_signals  # noqa: PLC0415 - as above
-    from app.roles.context import Context  # noqa: PLC0415 - as above
-
-    stop, clock = asyncio.Event(), SystemClock()
-    on_stop_signals(stop, lambda: exit_now(_INTERRUPTED))
-    context = Context(settings, lambda: settings, HealthRegistry(frozenset(), ""), stop, clock)
 
     done = dead_letters.Redriven(0, 0, 0)
-    async with context.producer("redrive") as producer:
+    async with sending(settings) as (producer, clock, stop):
         async for done in dead_letters.redrive(
             _reader(settings),
             producer,
@@ -174,16 +169,6 @@ def _reader(settings: "Settings") -> Any:
     from app.adapters.topic_reader import TopicReader  # noqa: PLC0415 - as above
 
     return TopicReader(settings.kafka)
-
-
-def place_of(text: str) -> "Place":
-    """The place that `PARTITION:OFFSET` names. Raises `UserError`."""
-    from app.adapters.dead_letters import Place  # noqa: PLC0415 - as above
-
-    partition, _, offset = text.partition(":")
-    if not (partition.isdigit() and offset.isdigit()):
-        raise UserError(f"{text}: a place is PARTITION:OFFSET, as in 0:42; `headrace dlq list` tells them.")
-    return Place(int(partition), int(offset))
 
 
 def readable(content: bytes | None) -> str:
@@ -236,13 +221,8 @@ def _print_list(found: "Listed") -> None:
 
 def _cells(row: dict[str, Any], headings: tuple[str, ...]) -> list[str]:
     state = "yes" if row["redriven"] else "came back" if row["came_back"] else ""
-    shown = {**row, "redriven": state, "detail": row["detail"][:_DETAIL_CHARS]}
-    return [_plain(str(shown[name] or "")) for name in headings]
-
-
-def _plain(text: str) -> str:
-    """A device may send any text; a terminal must not obey it."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    shown = {**row, "redriven": state, "detail": row["detail"][:DETAIL_CHARS]}
+    return [plain(str(shown[name] or "")) for name in headings]
 
 
 def _print_selection(selection: "Selection") -> None:

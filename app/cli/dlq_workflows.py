@@ -1,18 +1,28 @@
 """`headrace dlq workflows`: executions that failed, commands and records that were refused, and the way back."""
 
-import asyncio
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from app.cli.broker import Bootstrap, Since, as_time, ask_kafka, since_ms
+from app.cli.letters import (
+    DETAIL_CHARS,
+    INTERRUPTED,
+    DryRun,
+    Everything,
+    OfReason,
+    Places,
+    Yes,
+    check_redrive,
+    place_of,
+    plain,
+    sending,
+)
 from app.cli.options import AsJson, ConfigFile, SetFlags, print_json
 from app.cli.tables import show_table
 from app.errors import UserError
 
 if TYPE_CHECKING:
-    from app.adapters.dead_letters import Place
     from app.adapters.workflow_letters import LetterIndex, SentBack, WantedLetters, WorkflowLetter
     from config.settings import Settings
 
@@ -23,9 +33,6 @@ OfKind = Annotated[
     str | None, typer.Option("--kind", metavar="KIND", help="Only execution, command or trigger (a refused record).")
 ]
 OfWorkflow = Annotated[str | None, typer.Option("--workflow", metavar="ID", help="Only of this workflow.")]
-OfReason = Annotated[str | None, typer.Option("--reason", metavar="REASON", help="Only this reason.")]
-_DETAIL_CHARS = 100
-_INTERRUPTED = 130
 
 
 @app.command("list")
@@ -56,16 +63,14 @@ def list_letters(
 
 @app.command()
 def redrive(
-    places: Annotated[
-        list[str] | None, typer.Argument(metavar="PARTITION:OFFSET", help="These; or select by options.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    places: Places = None,
+    everything: Everything = False,
     since: Since = None,
     kind: OfKind = None,
     workflow: OfWorkflow = None,
     reason: OfReason = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be sent.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     bootstrap: Bootstrap = None,
     config: ConfigFile = None,
     flags: SetFlags = None,
@@ -76,10 +81,8 @@ def redrive(
     Records that a trigger refused are left out: mend what wrote them. Exit code 1 when of some commands only
     the beginning was kept.
     """
-    if not (places or everything or since or kind or workflow or reason):
-        raise UserError("Say which: PARTITION:OFFSET…, --kind, --workflow, --reason, --since or --all.")
-    if not (yes or dry_run or sys.stdin.isatty()):
-        raise UserError("There is nobody to ask here: pass --yes to redrive, or --dry-run to see what would be sent.")
+    chosen_by = bool(places or everything or since or kind or workflow or reason)
+    check_redrive(chosen_by, "--kind, --workflow, --reason", yes=yes, dry_run=dry_run)
     index, wanted = _find(_named(places, kind, workflow, reason, since_ms(since)), bootstrap, config, flags)
     chosen = index.to_redrive(wanted)
     executions = sum(each.kind == "execution" for each in chosen)
@@ -99,7 +102,7 @@ def redrive(
         print(f"{done.executions:,} executions retried, {done.commands:,} commands sent again.")
         if done.gone:
             print(f"{done.gone:,} are gone: the dead letter holds only a beginning.")
-    raise typer.Exit(_INTERRUPTED if not whole else 1 if done.gone else 0)
+    raise typer.Exit(INTERRUPTED if not whole else 1 if done.gone else 0)
 
 
 def _find(
@@ -120,18 +123,11 @@ async def _redrive(
     settings: "Settings", index: "LetterIndex", chosen: "list[WorkflowLetter]"
 ) -> "tuple[SentBack, bool]":
     """What was done, and whether it was all; a signal stops between two chunks."""
-    from app.adapters.clock import SystemClock  # noqa: PLC0415 - as above
     from app.adapters.workflow_letters import SentBack, redrive  # noqa: PLC0415 - as above
-    from app.http.health import HealthRegistry  # noqa: PLC0415 - as above
-    from app.lifecycle import exit_now, on_stop_signals  # noqa: PLC0415 - as above
-    from app.roles.context import Context  # noqa: PLC0415 - as above
     from config.topics import WORKFLOW_COMMANDS  # noqa: PLC0415 - as above
 
-    stop, clock = asyncio.Event(), SystemClock()
-    on_stop_signals(stop, lambda: exit_now(_INTERRUPTED))
-    context = Context(settings, lambda: settings, HealthRegistry(frozenset(), ""), stop, clock)
     done = SentBack()
-    async with context.producer("redrive") as producer:
+    async with sending(settings) as (producer, clock, stop):
         partitions = await producer.partitions(WORKFLOW_COMMANDS.name)
         steps = redrive(index, producer, chosen, partitions, now_ms=clock.now_ms, stopped=stop.is_set)
         async for step in steps:
@@ -146,13 +142,7 @@ def _named(
 
     if kind is not None and kind not in _KINDS:
         raise UserError(f"--kind {kind}: there is no such kind; there are {', '.join(_KINDS)}.")
-    return WantedLetters(frozenset(map(_place, places or ())), cast("Kind | None", kind), workflow, reason, from_ms)
-
-
-def _place(text: str) -> "Place":
-    from app.cli.dlq import place_of  # noqa: PLC0415 - it has this module as a part
-
-    return place_of(text)
+    return WantedLetters(frozenset(map(place_of, places or ())), cast("Kind | None", kind), workflow, reason, from_ms)
 
 
 def document(letter: "WorkflowLetter", *, redriven: bool) -> dict[str, Any]:
@@ -176,5 +166,4 @@ def _cell(row: dict[str, Any], name: str) -> str:
     if name == "redriven":
         return "yes" if row[name] else ""
     text = str(row[name] or row["origin"] or "") if name == "execution" else str(row[name] or "")
-    # Whoever wrote the record may have sent any text; a terminal must not obey it.
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[:_DETAIL_CHARS])
+    return plain(text[:DETAIL_CHARS])

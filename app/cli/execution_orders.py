@@ -1,8 +1,10 @@
 """Orders of `headrace executions`: to executions by their ids, or to all that match."""
 
 import sys
+from collections.abc import Callable
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -26,6 +28,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 FromTask = Annotated[
     str | None, typer.Option("--from", metavar="TASK", help="Run this task again, and all that need it.")
 ]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is kept in the history.")]
 
 
 class Order:
@@ -84,108 +87,38 @@ class Order:
 
 def add_orders(app: typer.Typer) -> None:
     """The commands that change something."""
-    for command in (cancel, pause, resume, retry, signal, redrive):
+    for command in (
+        _order("cancel", "Cancel executions: running tasks are asked to stop, then ended.", OfStatus, reason=Reason),
+        _order("pause", "Pause executions: what runs ends, nothing else begins."),
+        _order("resume", "Let paused executions go on."),
+        _order(
+            "retry", "Retry executions from their failed tasks, or again from any task.", OfStatus, from_task=FromTask
+        ),
+        signal,
+        redrive,
+    ):
         app.command()(command)
 
 
-def cancel(
-    ids: Ids = None,
-    workflow: OfWorkflow = None,
-    status: OfStatus = None,
-    key: OfKey = None,
-    since: Since = None,
-    until: Until = None,
-    everything: Everything = False,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is kept in the history.")] = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    url: Url = None,
-    config: ConfigFile = None,
-    flags: SetFlags = None,
-    as_json: AsJson = False,
-) -> None:
-    """Cancel executions: running tasks are asked to stop, then ended."""
-    order = Order(
-        "cancel",
-        ids,
-        workflow=workflow,
-        status=status,
-        key=key,
-        since=since,
-        until=until,
-        everything=everything,
-        reason=reason,
-    )
-    _send(order, url, config, flags, dry_run=dry_run, yes=yes, as_json=as_json)
+def _order(action: str, says: str, status: Any = None, **own: Any) -> Callable[..., None]:
+    """A command with all filters (by status only where that leaves a choice) and options of its own."""
+    filters = {"ids": Ids, "workflow": OfWorkflow, "status": status, "key": OfKey, "since": Since, "until": Until}
+    how = {"dry_run": DryRun, "yes": Yes, "url": Url, "config": ConfigFile, "flags": SetFlags, "as_json": AsJson}
+    options = {**filters, "everything": Everything, **own, **how}
+    if status is None:
+        del options["status"]
 
+    def command(**given: Any) -> None:
+        sent = {name: given.pop(name) for name in how}
+        _send(Order(action, **given), sent.pop("url"), sent.pop("config"), sent.pop("flags"), **sent)
 
-def pause(
-    ids: Ids = None,
-    workflow: OfWorkflow = None,
-    key: OfKey = None,
-    since: Since = None,
-    until: Until = None,
-    everything: Everything = False,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    url: Url = None,
-    config: ConfigFile = None,
-    flags: SetFlags = None,
-    as_json: AsJson = False,
-) -> None:
-    """Pause executions: what runs ends, nothing else begins."""
-    order = Order("pause", ids, workflow=workflow, key=key, since=since, until=until, everything=everything)
-    _send(order, url, config, flags, dry_run=dry_run, yes=yes, as_json=as_json)
+    def parameter(name: str, option: Any) -> Parameter:
+        default = False if get_args(option)[0] is bool else None
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=option)
 
-
-def resume(
-    ids: Ids = None,
-    workflow: OfWorkflow = None,
-    key: OfKey = None,
-    since: Since = None,
-    until: Until = None,
-    everything: Everything = False,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    url: Url = None,
-    config: ConfigFile = None,
-    flags: SetFlags = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let paused executions go on."""
-    order = Order("resume", ids, workflow=workflow, key=key, since=since, until=until, everything=everything)
-    _send(order, url, config, flags, dry_run=dry_run, yes=yes, as_json=as_json)
-
-
-def retry(
-    ids: Ids = None,
-    workflow: OfWorkflow = None,
-    status: OfStatus = None,
-    key: OfKey = None,
-    since: Since = None,
-    until: Until = None,
-    everything: Everything = False,
-    from_task: FromTask = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    url: Url = None,
-    config: ConfigFile = None,
-    flags: SetFlags = None,
-    as_json: AsJson = False,
-) -> None:
-    """Retry executions from their failed tasks, or again from any task."""
-    order = Order(
-        "retry",
-        ids,
-        workflow=workflow,
-        status=status,
-        key=key,
-        since=since,
-        until=until,
-        everything=everything,
-        from_task=from_task,
-    )
-    _send(order, url, config, flags, dry_run=dry_run, yes=yes, as_json=as_json)
+    command.__name__, command.__doc__, command.__annotations__ = action, says, dict(options)
+    command.__signature__ = Signature([parameter(*each) for each in options.items()])  # type: ignore[attr-defined]
+    return command
 
 
 def signal(
