@@ -32,7 +32,7 @@ class Gate:
 
     def restore(self, execution_id: str, workflow: Workflow, header: Header) -> None:
         """A live execution of the rows; `rebuild` follows when all are told."""
-        policy = self._policy(workflow)
+        policy = self._policy(workflow, header.own_limit)
         if policy.is_free:
             return
         began_at = header.began_at if header.admitted else None
@@ -65,15 +65,15 @@ class Gate:
 
     # ---- decisions ----
 
-    def is_free(self, workflow: Workflow) -> bool:
-        """Whether its executions begin whatever others do."""
-        return self._policy(workflow).is_free
+    def is_free(self, entry: Entry, workflow: Workflow) -> bool:
+        """Whether an execution begins whatever others do."""
+        return self._policy(workflow, entry.own).is_free
 
     def ask(
         self, entry: Entry, workflow: Workflow, changes: Changes, now_ms: int, *, is_retry: bool = False
     ) -> Verdict:
         """Whether an execution may begin."""
-        policy = self._policy(workflow)
+        policy = self._policy(workflow, entry.own)
         if policy.is_free:
             return _FREE
         verdict = self._limiter.offer(entry, policy, now_ms, is_retry=is_retry)
@@ -120,7 +120,9 @@ class Gate:
         kept = begins[-(policy.rate or 1) :]
         changes.put(key, b"".join(_AT.pack(at) for at in (policy.per_ms, *kept)))
 
-    def _policy(self, workflow: Workflow) -> Policy:
+    def _policy(self, workflow: Workflow, own: int | None) -> Policy:
+        if own is not None:
+            return policy_of(workflow, own)
         name = (workflow.id, workflow.version)
         policy = self._policies.get(name)
         if policy is None:

@@ -14,6 +14,7 @@ from app.domain.workflow.effects import SetTimer, outstanding
 from app.domain.workflow.events import Event
 from app.domain.workflow.evolve import fold
 from app.domain.workflow.graph import Graph
+from app.domain.workflow.limiter import own_limit
 from app.domain.workflow.state import Execution
 from app.ports import OutRecord
 from app.workflow_wire import decode_run, encode_run
@@ -271,6 +272,7 @@ def _header(state: Execution, arrival: int) -> Header:
         at=state.at,
         run=state.run,
         notify=state.notify,
+        own_limit=own_limit(state.trigger),
     )
 
 

@@ -33,7 +33,7 @@ from app.domain.workflow.effects import (
 from app.domain.workflow.events import Event, ExecutionEnded, ExecutionStarted
 from app.domain.workflow.evolve import evolve, fold
 from app.domain.workflow.graph import Graph
-from app.domain.workflow.limiter import Entry
+from app.domain.workflow.limiter import Entry, own_limit
 from app.domain.workflow.orders import Recall
 from app.domain.workflow.state import Execution
 from app.domain.workflow.timers import read_timer
@@ -71,9 +71,10 @@ class Turns:
         """A new execution."""
         live = self._store.begin(command.execution_id, graph, self.arrive())
         self.active += 1
-        entry = Entry(live.id, command.workflow, command.key, command.priority, live.arrival)
+        own = own_limit(command.trigger)
+        entry = Entry(live.id, command.workflow, command.key, command.priority, live.arrival, own=own)
         verdict = self._gate.ask(entry, graph.workflow, self.batch, self.now_ms)
-        early = bool(command.version) and command.debounce is None and self._gate.is_free(graph.workflow)
+        early = bool(command.version) and command.debounce is None and self._gate.is_free(entry, graph.workflow)
         self._advance(live, graph, command, queued=verdict.queued, skipped=verdict.skipped, early=early)
         for other in verdict.cancel:
             why = f"{command.execution_id} takes its place"
@@ -138,7 +139,8 @@ class Turns:
         """It asks the limiter for a place again; when the retry comes to nothing, the place is given back."""
         state = live.state
         assert state is not None, "what is tried again has ended"
-        entry = Entry(live.id, state.workflow, state.key, state.priority, live.arrival)
+        own = own_limit(state.trigger)
+        entry = Entry(live.id, state.workflow, state.key, state.priority, live.arrival, own=own)
         verdict = self._gate.ask(entry, graph.workflow, self.batch, self.now_ms, is_retry=True)
         if self._advance(live, graph, command, queued=verdict.queued):
             self.active += 1

@@ -22,6 +22,7 @@ from app import metrics
 from app.domain.workflow.commands import Debounce, Start
 from app.domain.workflow.definition import TopicTrigger, Workflow
 from app.domain.workflow.expressions import ExpressionError, Expressions
+from app.domain.workflow.limiter import OWN_LIMIT_MAX, own_limit
 from app.ports import Clock, InRecord, OutRecord, Publisher
 from app.workflow_starts import key_text, start_of, start_record
 from config.topics import WORKFLOW_DEADLETTER
@@ -140,6 +141,13 @@ class Triggers:
         if record.timestamp < found.since_ms:
             return name
         key = None if own.get("key") is None else key_text(own["key"])
+        limit = own.get("concurrency")
+        if limit is not None and own_limit(own) is None:
+            detail = f"The signal's trigger.concurrency is a whole number from 1 to {OWN_LIMIT_MAX:,}, not {limit!r}."
+            self._bury(decided, record, name, "no_start", detail, now_ms)
+            return name
+        definition = found.workflow
+        is_limited = definition.concurrency is not None or (limit is not None and definition.rate is None)
         seconds = own.get("debounce_s")
         debounce = None
         if isinstance(seconds, int | float) and seconds > 0:
@@ -153,8 +161,9 @@ class Triggers:
                 self._expressions,
                 self._partitions,
                 at_ms=now_ms,
-                key=key if found.workflow.concurrency is not None else None,
+                key=key if is_limited else None,
                 debounce=debounce,
+                concurrency=limit,
                 traceparent=_traceparent(record),
             )
         except ExpressionError as error:

@@ -33,17 +33,21 @@ def start_of(
     key: str | None = None,
     notify: str | None = None,
     debounce: Debounce | None = None,
+    concurrency: int | None = None,
     traceparent: str | None = None,
 ) -> Start:
     """A start with its concurrency key (`key` goes before the definition's expression) and a placed id.
 
     What is limited by key or debounced lives on one partition; where both are, the concurrency key decides, so that
-    a debounce is exact when its key determines that one. Raises `ExpressionError` for an input without a key, or
-    an id that is too long.
+    a debounce is exact when its key determines that one. `concurrency` limits the executions of `key` where the
+    definition limits nothing itself, and is told in the trigger. Raises `ExpressionError` for an input without a key,
+    or an id that is too long.
     """
     if key is None and workflow.concurrency is not None and workflow.concurrency.key is not None:
         key = key_text(expressions.evaluate(workflow.concurrency.key, {"input": given, "trigger": trigger}))
     if workflow.concurrency is not None or workflow.rate is not None:
+        concurrency = None
+    if workflow.concurrency is not None or workflow.rate is not None or concurrency is not None:
         execution_id = placed(execution_id, f"{workflow.id}{_SEPARATOR}{key or ''}", partitions)
     elif debounce is not None:
         execution_id = placed(execution_id, f"{workflow.id}{_SEPARATOR}{debounce.key}", partitions)
@@ -57,7 +61,7 @@ def start_of(
         key=key,
         priority=workflow.priority,
         at_ms=at_ms,
-        trigger=trigger,
+        trigger=trigger if concurrency is None else {**trigger, "concurrency": concurrency},
         notify=notify,
         debounce=debounce,
         traceparent=traceparent,

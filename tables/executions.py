@@ -34,7 +34,7 @@ class Header(msgspec.Struct, array_like=True, gc=False):
 
     `arrival` is its place in the line of those that wait for the limiter; `active` says that executors have work of
     it in hand. `next_seq` follows its last event; `chunks` are sealed; `open_events` lie in this row. `at` is its
-    last event's instant, `began_at` when the limiter let it begin.
+    last event's instant, `began_at` when the limiter let it begin, `own_limit` the limit that its trigger brought.
     """
 
     workflow: str
@@ -52,6 +52,7 @@ class Header(msgspec.Struct, array_like=True, gc=False):
     run: int = 1
     began_at: int | None = None
     notify: str | None = None
+    own_limit: int | None = None
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode

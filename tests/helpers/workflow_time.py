@@ -8,7 +8,7 @@ import msgspec
 from agents.engine_entities import EntityCommand, EntityOutcome
 from agents.schedules import Timekeeper
 from app.domain.workflow.commands import Cancel, Start
-from app.domain.workflow.definition import Concurrency, Task, TopicTrigger, Workflow
+from app.domain.workflow.definition import Concurrency, Rate, Task, TopicTrigger, Workflow
 from app.domain.workflow.expressions import ExpressionError
 
 
@@ -17,10 +17,13 @@ def a_workflow(
     *,
     version: str = "v1",
     concurrency: Concurrency | None = None,
+    rate: Rate | None = None,
     topics: tuple[TopicTrigger, ...] = (),
 ) -> Workflow:
     task = Task(name="only", type="transform.cel")
-    return Workflow(id=workflow, version=version, tasks={"only": task}, concurrency=concurrency, topics=topics)
+    return Workflow(
+        id=workflow, version=version, tasks={"only": task}, concurrency=concurrency, rate=rate, topics=topics
+    )
 
 
 class Known:

@@ -6,12 +6,14 @@ it ends. Workflows without limits leave no trace.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from app.domain.workflow.definition import WhenFull, Workflow
+
+OWN_LIMIT_MAX: Final = 10_000
 
 
 class Policy(NamedTuple):
@@ -28,9 +30,17 @@ class Policy(NamedTuple):
         return self.limit is None and self.rate is None
 
 
-def policy_of(workflow: Workflow) -> Policy:
-    """The limits that a definition sets."""
+def own_limit(trigger: Mapping[str, Any]) -> int | None:
+    """How many executions of its key a signal of a rule wants at once; None when nothing readable is said."""
+    given = trigger.get("concurrency")
+    return given if type(given) is int and 1 <= given <= OWN_LIMIT_MAX else None
+
+
+def policy_of(workflow: Workflow, own: int | None = None) -> Policy:
+    """The limits that a definition sets, or, where it sets none, the one that its signal brings."""
     concurrency, rate = workflow.concurrency, workflow.rate
+    if own is not None and concurrency is None and rate is None:
+        return Policy(limit=own, when_full="queue", rate=None, per_ms=0)
     return Policy(
         limit=None if concurrency is None else max(1, concurrency.limit),
         when_full="queue" if concurrency is None else concurrency.when_full,
@@ -42,7 +52,8 @@ def policy_of(workflow: Workflow) -> Policy:
 class Entry(NamedTuple):
     """An execution as the limiter sees it; `order` is its arrival (any number that grows).
 
-    `began_at` is when it was admitted, None while it waits. `is_over` ones matter for the rate only.
+    `began_at` is when it was admitted, None while it waits. `is_over` ones matter for the rate only. `own` is the limit
+    that came with its trigger.
     """
 
     execution_id: str
@@ -52,6 +63,7 @@ class Entry(NamedTuple):
     order: int
     began_at: int | None = None
     is_over: bool = False
+    own: int | None = None
 
 
 class Verdict(NamedTuple):

@@ -1,11 +1,14 @@
 """Laws of the limiter: its limits hold, nobody waits without a reason, and it forgets what has ended."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.domain.workflow.definition import Concurrency, Rate, Workflow
-from app.domain.workflow.limiter import Entry, Limiter, Policy, Verdict, policy_of
+from app.domain.workflow.limiter import Entry, Limiter, Policy, Verdict, own_limit, policy_of
 
 FREE = Policy(None, "queue", None, 0)
 ONE = Policy(1, "queue", None, 0)
@@ -130,6 +133,23 @@ def test_definition_says_its_limits() -> None:
         rate=Rate(limit=5, per_s=0.5),
     )
     assert policy_of(limited) == Policy(3, "skip", 5, 500)
+
+
+def test_a_signal_brings_a_limit_where_the_definition_has_none() -> None:
+    free = Workflow(id="w", version="1", tasks={})
+    assert policy_of(free, 3) == Policy(3, "queue", None, 0)
+    own = Concurrency(limit=7, when_full="skip")
+    for limited in (replace(free, concurrency=own), replace(free, rate=Rate(limit=2, per_s=1))):
+        assert policy_of(limited, 3) == policy_of(limited)
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"),
+    [(1, 1), (10_000, 10_000), (0, None), (10_001, None), (-1, None), (True, None), ("2", None), (2.0, None)],
+)
+def test_a_limit_of_a_signal_is_a_whole_number(said: object, limit: int | None) -> None:
+    assert own_limit({"kind": "kafka", "concurrency": said}) == limit
+    assert own_limit({"kind": "http"}) is None
 
 
 def test_waiting_line_goes_by_priority_then_arrival() -> None:

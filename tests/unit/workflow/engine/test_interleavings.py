@@ -23,6 +23,7 @@ FLOWS: Final = (
     workflow("rated", task("a"), rate=Rate(limit=2, per_s=0.5)),
     workflow("skips", task("a"), concurrency=Concurrency(limit=1, when_full="skip")),
     workflow("takes", task("a"), concurrency=Concurrency(limit=1, when_full="cancel_running")),
+    workflow("told", task("a"), task("b", "a")),
     workflow("outer", task("call", type="workflow", params={"id": "line"}), task("z", "call")),
 )
 ENDS: Final = {
@@ -31,6 +32,8 @@ ENDS: Final = {
     "skips": {"succeeded", "skipped"},
     "takes": {"succeeded", "cancelled"},
 }
+# A signal that brings the limit of its key with it.
+SIGNAL: Final = {"kind": "kafka", "concurrency": 1}
 STOPS: Final = ("", "", "", "early", "decided", "written", "lost", "settled")
 
 STEP: Final = st.one_of(
@@ -73,7 +76,8 @@ async def play(steps: list[tuple[str, ...]]) -> None:
             case "start":
                 flow = FLOWS[int(rest[0])]
                 names.append(f"{flow.id}-{number}x")
-                world.tell(started(flow.id, names[-1], {}))
+                signal = {"key": "press", "trigger": SIGNAL} if flow.id == "told" else {}
+                world.tell(started(flow.id, names[-1], {}, **signal))
             case "take":
                 await world.take(int(rest[0]), rest[1])
             case "tick":
@@ -97,8 +101,8 @@ async def play(steps: list[tuple[str, ...]]) -> None:
     assert world.rows(b"t") == []
     assert world.engine.active == 0
     assert world.engine.gate.waiting == 0
-    for limited in ("one", "skips", "takes"):
-        assert world.engine.gate.running(limited, None) == 0
+    for limited, key in (("one", None), ("skips", None), ("takes", None), ("told", "press")):
+        assert world.engine.gate.running(limited, key) == 0
         assert most_at_once([world.history(name) for name in names if name.startswith(f"{limited}-")]) <= 1
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.triggers import Decided, Subscribed, Triggers, record_id, triggers
-from app.domain.workflow.definition import Concurrency, TopicTrigger, Workflow
+from app.domain.workflow.definition import Concurrency, Rate, TopicTrigger, Workflow
 from app.domain.workflow.expressions import ExpressionError
 from app.domain.workflow.placement import partition_of
 from app.ports import InRecord, OutRecord
@@ -147,6 +147,38 @@ def test_the_trigger_a_signal_carries_starts_its_workflow_once_and_with_its_inpu
     unknown = decided(workflow, records=[Record(a_signal(trigger=own | {"workflow": "none"}))])
     assert letters(unknown) == [("unknown_workflow", "none")]
     assert [each.workflow for each in unknown.starts] == ["w"], "by its own trigger of the topic"
+
+
+def test_the_limit_a_signal_carries_goes_with_its_start_where_the_definition_has_none() -> None:
+    own = {"workflow": "w", "input": {}, "key": "press-1", "debounce_s": 0, "concurrency": 2}
+    records = [Record(a_signal(trigger=own), offset=n, partition=n) for n in range(4)]
+    starts = decided(listens("w"), records=records).starts
+    assert {(start.key, start.trigger["concurrency"]) for start in starts} == {("press-1", 2)}
+    assert len({partition_of(start.execution_id, 4) for start in starts}) == 1, "they are counted together"
+    (start,) = decided(listens("w", Concurrency()), records=records[:1]).starts
+    assert (start.key, "concurrency" in start.trigger) == ("press-1", False)
+    (start,) = decided(a_workflow("w", rate=Rate(limit=1, per_s=1)), records=records[:1]).starts
+    assert (start.key, "concurrency" in start.trigger) == (None, False)
+    (start,) = decided(listens("w"), records=[Record(a_signal(trigger=own | {"concurrency": None}))]).starts
+    assert (start.key, "concurrency" in start.trigger) == (None, False)
+
+
+@pytest.mark.parametrize("said", [0, -1, 10_001, "2", 1.5, True, [1]])
+def test_a_limit_that_is_none_is_a_dead_letter_that_says_so(said: object) -> None:
+    own = {"workflow": "w", "input": {}, "key": "press-1", "debounce_s": 0, "concurrency": said}
+    found = decided(listens("w"), records=[Record(a_signal(trigger=own))])
+    assert letters(found) == [("no_start", "w")]
+    assert "whole number from 1 to 10,000" in orjson.loads(found.letters[0].value or b"")["detail"]
+
+
+def test_a_debounce_counts_in_the_time_of_its_record_and_names_it() -> None:
+    (start,) = decided(listens(debounce_s=30), records=[Record(a_signal(), timestamp=NOW - 5_000)]).starts
+    debounce = start.debounce
+    assert debounce is not None
+    assert (debounce.at_ms, debounce.source, debounce.offset) == (NOW - 5_000, "device.signals-3", 42)
+    (undated,) = decided(listens(debounce_s=30), records=[Record(a_signal(), timestamp=-1)], since_ms=-1).starts
+    assert undated.debounce is not None
+    assert undated.debounce.at_ms == 0
 
 
 def test_records_from_before_a_workflow_was_registered_start_nothing() -> None:
