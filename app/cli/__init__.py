@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.main import get_command
 
-from app.errors import ConfigError, HeadraceError
+from app.errors import ConfigError, HeadraceError, UserError
 
 
 class Entry(NamedTuple):
@@ -51,10 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     try:
+        _check_text(arguments)
         get_command(_program(wanted)).main(args=list(arguments), prog_name="headrace")
     except HeadraceError as error:
         print(explain(error), file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Raises `UserError` for bytes that are no text: nothing that is sent or printed could hold them."""
+    for place, word in enumerate(arguments, 1):
+        if any("\ud800" <= each <= "\udfff" for each in word):
+            raise UserError(f"Argument {place} is not UTF-8 text: {word.encode(errors='backslashreplace').decode()}")
 
 
 def explain(error: HeadraceError) -> str:

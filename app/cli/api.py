@@ -149,10 +149,11 @@ def _refusal(answer: "httpx.Response") -> HeadraceError:
     try:
         problem = answer.json()
         text = str(problem["detail"])
-        wrong = [f"{each['field']}: {each['message']}" for each in problem.get("errors", ())]
+        errors = [each for each in problem.get("errors", ()) if each["message"] != text]
+        wrong = [f"{each['field']}: {each['message'].rstrip('.')}" for each in errors]
     except (ValueError, KeyError, TypeError):
         return Unavailable(f"What answers at {answer.request.url} is not Headrace (HTTP {answer.status_code}).")
-    sentence = "; ".join([text, *wrong])
+    sentence = f"{text.rstrip('.')}: {'; '.join(wrong)}." if wrong else text
     if answer.status_code >= 500:
         return Unavailable(sentence)
     return UserError(sentence)

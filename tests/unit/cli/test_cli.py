@@ -119,3 +119,9 @@ def test_an_error_of_ours_is_one_sentence_with_its_exit_code(capsys, tmp_path: P
 def test_the_version_is_the_package_version(capsys) -> None:
     code, out, _ = run(capsys, "--version")
     assert (code, out.split()[0]) == (0, "headrace")
+
+
+def test_an_argument_that_is_no_text_is_named(capsys) -> None:
+    code, out, err = run(capsys, "trigger", "hot", "-i", "x=\udcff")
+    assert (code, out) == (2, "")
+    assert err == "headrace: Argument 4 is not UTF-8 text: x=\\udcff\n"
