@@ -2,7 +2,8 @@
 
 Ids come from the names of things, so that whoever carries on after a crash gives the same ones, and an executor in
 another process knows the id of the attempt it works for. An attempt lasts from the event that began it to the event
-that ended it, waiting for a slot included; a run from its start to its end, waiting for the limiter included.
+that ended it, waiting for a slot included; a run from its start to its end, waiting for the limiter included. An
+attempt that was decided at the instant it was ordered lasts as long as its executor measured.
 """
 
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ class ExecutionTrace:
     trigger: str
     began_at: int
     run: int = 1
+    latest_ns: int = 0
     began: dict[tuple[str, int | None], _Begun] = field(default_factory=dict)
 
     @classmethod
@@ -120,25 +122,27 @@ class ExecutionTrace:
             further["headrace.task.retry_in_ms"] = max(0, event.retry_at - event.at)
         outcome = "succeeded" if error is None else "failed"
         begun = begun._replace(attempt=event.attempt)
-        return self._of_attempt(place, begun, event.at, outcome, type_of, further, error)
+        end_ns = max(event.at * _NS, begun.at * _NS + round(event.duration_ms * _NS))
+        return self._of_attempt(place, begun, end_ns, outcome, type_of, further, error)
 
     def _stopped(self, at: int, type_of: TypeOf) -> Iterator[Span]:
         """What was under way when the execution gave it up."""
         began, self.began = self.began, {}
         for place, begun in began.items():
-            yield self._of_attempt(place, begun, at, "stopped", type_of, {}, None)
+            yield self._of_attempt(place, begun, max(begun.at, at) * _NS, "stopped", type_of, {}, None)
 
     def _of_attempt(
         self,
         place: tuple[str, int | None],
         begun: _Begun,
-        at: int,
+        end_ns: int,
         outcome: str,
         type_of: TypeOf,
         further: dict[str, Value],
         error: TaskError | None,
     ) -> Span:
         task, item = place
+        self.latest_ns = max(self.latest_ns, end_ns)
         attributes: dict[str, Value] = {
             **self._names(),
             "headrace.task.name": task,
@@ -157,7 +161,7 @@ class ExecutionTrace:
             name=f"task {task}",
             kind="internal",
             start_ns=begun.at * _NS,
-            end_ns=max(begun.at, at) * _NS,
+            end_ns=end_ns,
             attributes=_with_error(attributes, error),
             error=_message(error),
         )
@@ -179,7 +183,7 @@ class ExecutionTrace:
             name=f"workflow {self.workflow}",
             kind="internal",
             start_ns=self.began_at * _NS,
-            end_ns=max(self.began_at, event.at) * _NS,
+            end_ns=max(self.began_at * _NS, event.at * _NS, self.latest_ns),
             attributes=_with_error(attributes, failed),
             error=_message(failed),
         )

@@ -14,9 +14,10 @@ from app.domain.workflow.events import (
     ExecutionStarted,
     TaskFailed,
     TaskScheduled,
+    TaskSucceeded,
     WaitStarted,
 )
-from app.domain.workflow.spans import attempt_span_id, run_span_id
+from app.domain.workflow.spans import ExecutionTrace, attempt_span_id, run_span_id
 from tests.helpers.engine import started, task, workflow
 from tests.helpers.tracing import Spans
 from tests.unit.workflow.engine.test_interleavings import FLOWS
@@ -179,3 +180,21 @@ async def test_without_a_place_for_spans_a_trace_is_passed_on_as_it_came() -> No
     world.tell(started("long", "x", traceparent=ABOVE), started("long", "y"))
     await world.take(2)
     assert sorted(str(order.traceparent) for order, _ in world.executor.running.values()) == [ABOVE, "None"]
+
+
+def test_an_attempt_that_ended_when_it_was_ordered_lasts_as_long_as_was_measured() -> None:
+    events: list[Event] = [
+        ExecutionStarted(
+            seq=0, at=5, workflow="w", version="v", input=None, key=None, priority=0, asked_at=5, trigger={},
+            traceparent=ABOVE, execution_id="x",
+        ),
+        TaskScheduled(seq=1, at=5, task="a", item=None, attempt=1),
+        TaskSucceeded(seq=2, at=5, task="a", item=None, attempt=1, result=None, duration_ms=1.25, worker="here"),
+        ExecutionEnded(seq=3, at=5, status="succeeded"),
+    ]  # fmt: skip
+    trace = ExecutionTrace.of(events[0])
+    assert trace is not None
+    spans = [span for event in events[1:] for span in trace.take(event, lambda _: None)]
+    assert [(span.name, span.start_ns, span.end_ns) for span in spans] == [
+        ("task a", 5_000_000, 6_250_000), ("workflow w", 5_000_000, 6_250_000),
+    ]  # fmt: skip
