@@ -1,9 +1,9 @@
 """Orders to every execution that matches a filter."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Path
 
 from app.adapters.execution_reader import Row, Wanted
 from app.domain.workflow.commands import Cancel, Command, Pause, Resume, RetryExecution, Signal
@@ -15,6 +15,7 @@ from app.http.query import instant_ms
 from app.http.strict import StrictRoute
 from app.http.workflow_access import Access, command_id
 
+Ordered = Annotated[Action, Path(description="What they are told.", examples=["cancel"])]
 _SHOWN: Final = 100
 _PAGE: Final = 1000
 
@@ -29,7 +30,7 @@ def bulk_router(access: Access) -> APIRouter:
         responses=RESPONSES | UNAVAILABLE,
         summary="Cancel, pause, resume, retry or signal every execution that matches",
     )
-    async def bulk(action: Action, order: BulkOrder, key: CommandId = None) -> BulkView:
+    async def bulk(action: Ordered, order: BulkOrder, key: CommandId = None) -> BulkView:
         _check(action, order)
         most = min(order.limit or access.settings.executions.bulk_max, access.settings.executions.bulk_max)
         rows, more = await _matching(access, action, order, most)

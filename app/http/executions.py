@@ -30,7 +30,9 @@ ExecutionId = Annotated[
     str, Path(description="Id of the execution.", examples=["019a9b2e-7c40-7c3a-9f6b-2f1d7c0a5b11"], max_length=200)
 ]
 OfWorkflow = Annotated[str | None, Query(description="Only executions of this workflow.", examples=["press-overheat"])]
-OfStatus = Annotated[list[Status] | None, Query(description="Only in this status; may be repeated.")]
+OfStatus = Annotated[
+    list[Status] | None, Query(description="Only in this status; may be repeated.", examples=[["failed"]])
+]
 OfKey = Annotated[str | None, Query(description="Only with this concurrency key.", examples=["press-0001"])]
 CommandId = Annotated[
     str | None,

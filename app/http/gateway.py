@@ -4,12 +4,13 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from typing import Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 import app
@@ -32,6 +33,7 @@ from app.http.execution_stream import StreamRoutes
 from app.http.executions import executions_router
 from app.http.forward import ForwardView
 from app.http.health import Check, HealthRegistry
+from app.http.openapi import complete
 from app.http.read_model import ReadModel
 from app.http.reads import Reads
 from app.http.rollups import rollups_router
@@ -50,6 +52,8 @@ from app.metrics import REGISTRY
 from app.ports import Tracing
 from config.http import HttpSettings
 from config.settings import Settings
+
+_EXPOSITION: Final = {"schema": {"type": "string"}, "example": "workflow_executions_active 3.0"}
 
 
 def now_ms() -> int:
@@ -92,6 +96,7 @@ def api_app(
     if access is not None and letters is not None:
         api.include_router(dead_letters_router(access, letters))
     _add_operations(api, view)
+    complete(api)
     problems.install(api)
     api.add_exception_handler(RequestValidationError, on_invalid_request)
     limited = HeadAsGet(
@@ -122,7 +127,8 @@ def _add_operations(api: FastAPI, view: OpsView) -> None:
         tags=["operations"],
         summary="Prometheus exposition, OpenMetrics by Accept",
         response_model=None,
-        responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+        response_class=PlainTextResponse,
+        responses={200: {"content": {"text/plain": _EXPOSITION, "application/openmetrics-text": _EXPOSITION}}},
     )
     api.add_api_route(
         "/config", ops.config_endpoint(view), tags=["operations"], summary="Settings in force", response_model=None

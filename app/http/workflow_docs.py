@@ -151,6 +151,7 @@ _STREAM: Final[dict[str, Any]] = {
             "name": "execution_id",
             "in": "path",
             "required": True,
+            "description": "Id of the execution.",
             "schema": _TEXT,
             "example": _ACCEPTED["execution_id"],
         },

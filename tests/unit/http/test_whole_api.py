@@ -88,3 +88,44 @@ async def test_head_is_get_without_its_body(api: Whole) -> None:
         assert head.headers["content-length"] == str(len(got.content)), path
         assert head.content == b""
     assert (await api.ask("HEAD", "/nowhere")).status_code == 404
+
+
+def _media(operation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place in (operation.get("requestBody", {}), *operation["responses"].values()):
+        yield from place.get("content", {}).items()
+
+
+async def test_openapi_has_an_example_of_everything_and_a_problem_for_every_error(api: Whole) -> None:
+    for _ in range(2):  # the second document is the first again
+        document = (await api.ask("GET", "/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    operations = {f"{method} {path}": each for path, of in document["paths"].items() for method, each in of.items()}
+
+    def shown(schema: dict[str, Any]) -> bool:
+        of = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        own = {"example", "examples", "default", "enum", "const"} & of.keys()
+        return bool(own) or any(map(shown, of.get("anyOf", ())))
+
+    for name, operation in operations.items():
+        assert operation["summary"], name
+        for parameter in operation.get("parameters", ()):
+            assert parameter["description"], (name, parameter)
+            assert "example" in parameter or shown(parameter["schema"]), (name, parameter)
+        for kind, media in _media(operation):
+            assert "example" in media or shown(media["schema"]), (name, kind)
+        for code, answer in operation["responses"].items():
+            assert code < "400" or list(answer["content"]) == ["application/problem+json"], (name, code)
+        if name.startswith("post /api/v1") and "requestBody" in operation:
+            assert operation["responses"].keys() >= {"400", "413", "422", "503"}, name
+    names = [each["operationId"] for each in operations.values()]
+    assert len(names) == len(set(names))
+    assert "HTTPValidationError" not in str(document)
+
+
+async def test_an_example_of_an_answer_has_what_is_required(api: Whole) -> None:
+    schemas = (await api.ask("GET", "/openapi.json")).json()["components"]["schemas"]
+    page = schemas["ExecutionsPage"]["examples"][0]
+    assert page["items"] == [schemas["ExecutionView"]["examples"][0]]
+    for name in ("ScheduleTold", "BackfillTold", "HistoryPage", "Page_DeadLetterView_"):
+        example, properties = schemas[name]["examples"][0], schemas[name]["properties"]
+        assert set(schemas[name]["required"]) <= example.keys() <= properties.keys(), name
