@@ -15,6 +15,8 @@ from tables.partition import Changes, TablePartition
 
 QUICK_MS: Final = 20
 SLOW_MS: Final = 1_000
+# After an absence starts are delivered again: until they are, what they have started must be known.
+GRACE_MS: Final = 600_000
 _AFTER: Final = {rows.ENDED: MARKS, MARKS: BEGINS, BEGINS: rows.ENDED}
 
 
@@ -23,12 +25,17 @@ class Sweep:
 
     def __init__(self, tables: TablePartition, now_ms: int, found_broken: Callable[[Broken], None]) -> None:
         self.next_ms = now_ms + SLOW_MS
+        self._opened_ms = now_ms
         self._tables = tables
         self._found_broken = found_broken
         self._at = rows.ENDED
 
     def step(self, changes: Changes, retention_ms: int, most: int, now_ms: int) -> None:
         """Look at `most` rows, and delete those whose time is over."""
+        begins_ms = self._opened_ms + min(retention_ms, GRACE_MS)
+        if self._opened_ms <= now_ms < begins_ms:
+            self.next_ms = min(begins_ms, now_ms + GRACE_MS // 10)
+            return
         seen = gone = 0
         last = self._at
         prefix = self._at[:1]

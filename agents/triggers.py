@@ -74,14 +74,19 @@ class Triggers:
         clock: Clock,
         partitions: int,
         input_bytes: int = 524_288,
+        retention_ms: int = 86_400_000,
     ) -> None:
-        """`partitions` is the number of those that executions live on; `input_bytes` the largest input as JSON."""
+        """`partitions` is the number of those that executions live on; `input_bytes` the largest input as JSON.
+
+        After `retention_ms` an execution that has ended is no longer known as started.
+        """
         self._subscriptions = subscriptions
         self._expressions = expressions
         self._clock = clock
         self._partitions = partitions
         self._input_bytes = input_bytes
-        self._logged_s: dict[tuple[str, str], float] = {}
+        self._retention_ms = retention_ms
+        self._logged_s: dict[tuple[str, ...], float] = {}
 
     def outputs(self, records: Sequence[InRecord]) -> list[OutRecord]:
         """(1) What the records of one batch, all of one partition, come to."""
@@ -92,6 +97,7 @@ class Triggers:
     def decide(self, records: Sequence[InRecord], now_ms: int) -> Decided:
         """The same before it is put into bytes."""
         decided = Decided()
+        self._mind_the_age(records, now_ms)
         subscribed = self._subscriptions.of_topic(records[0].topic)
         for record in records:
             if record.value is None:
@@ -245,12 +251,34 @@ class Triggers:
         key = f"{record.topic}-{record.partition}-{record.offset}".encode()
         decided.letters.append(OutRecord(WORKFLOW_DEADLETTER.name, key, orjson.dumps(letter), now_ms))
 
-    def _log(self, workflow: Workflow, trigger: TopicTrigger, error: ExpressionError) -> None:
-        cause = (workflow.id, trigger.when or "")
+    def _mind_the_age(self, records: Sequence[InRecord], now_ms: int) -> None:
+        """Count the records that are so old that what they may have started before would be forgotten by now."""
+        late = [record for record in records if 0 < record.timestamp < now_ms - self._retention_ms]
+        if not late:
+            return
+        topic = late[0].topic
+        metrics.WORKFLOW_TRIGGER_LATE.labels(topic).inc(len(late))
+        if self._may_log(("late", topic)):
+            log.warning(
+                "%d records of %s, from offset %d of partition %d on, are older than workflow.retention_s: one that"
+                " was read before and whose execution has ended since starts another",
+                len(late),
+                topic,
+                late[0].offset,
+                late[0].partition,
+                extra={"action": "trigger_records_late", "topic": topic, "records": len(late)},
+            )
+
+    def _may_log(self, cause: tuple[str, ...]) -> bool:
         now_s = self._clock.monotonic_s()
         if now_s - self._logged_s.get(cause, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
-            return
+            return False
         self._logged_s[cause] = now_s
+        return True
+
+    def _log(self, workflow: Workflow, trigger: TopicTrigger, error: ExpressionError) -> None:
+        if not self._may_log(("condition", workflow.id, trigger.when or "")):
+            return
         log.warning(
             "the trigger of %s on %s has no answer for a record: %s",
             workflow.id,

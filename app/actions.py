@@ -48,6 +48,7 @@ ACTIONS: dict[str, str] = {
     "definition_unreadable": "A record of the registry of workflows is passed over; `key`, and the message says why.",
     # Triggers and schedules of workflows
     "trigger_condition_failed": "The condition of a trigger has no answer for a record, which starts nothing.",
+    "trigger_records_late": "Records are read later than ended executions are kept: one read again would start anew.",
     "trigger_topics": "The topics that workflows listen to are read from now on; `topics`.",
     # Tables
     "table_restored": "A partition of a table is open; how many changelog records it took, and how long.",

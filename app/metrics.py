@@ -122,6 +122,12 @@ WORKFLOW_TRIGGER_RECORDS = Counter(
     ["topic", "outcome"],
     registry=REGISTRY,
 )
+WORKFLOW_TRIGGER_LATE = Counter(
+    "workflow_trigger_late_records",
+    "Records of topics that workflows listen to, read when they were older than workflow.retention_s.",
+    ["topic"],
+    registry=REGISTRY,
+)
 WORKFLOW_TRIGGER_FAILURES = Counter(
     "workflow_trigger_failures",
     "Conditions of triggers that gave no answer for a record.",

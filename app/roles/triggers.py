@@ -80,7 +80,12 @@ async def run_triggers(context: Context, definitions: DefinitionsFeed) -> None:
     latest = Latest(definitions)
     async with context.producer(GROUP) as producer, asyncio.TaskGroup() as parts:
         partitions = await producer.partitions(WORKFLOW_COMMANDS.name)
-        decider = Triggers(latest, CelExpressions(), context.clock, partitions, context.settings.workflow.input_bytes)
+        # What a debounce has decided it knows by the offsets of records: none may be passed over and a later one sent.
+        for partition in range(partitions):
+            producer.unbroken(WORKFLOW_COMMANDS.name, partition)
+        workflow = context.settings.workflow
+        retention_ms = round(workflow.retention_s * 1000)
+        decider = Triggers(latest, CelExpressions(), context.clock, partitions, workflow.input_bytes, retention_ms)
         keeping = parts.create_task(
             _keep_schedules(context, definitions, producer, partitions), name="schedules of definitions"
         )

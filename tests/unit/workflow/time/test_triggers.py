@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.triggers import Decided, Subscribed, Triggers, record_id, triggers
+from app import metrics
 from app.domain.workflow.definition import Concurrency, Rate, TopicTrigger, Workflow
 from app.domain.workflow.expressions import ExpressionError
 from app.domain.workflow.placement import partition_of
@@ -179,6 +180,22 @@ def test_a_debounce_counts_in_the_time_of_its_record_and_names_it() -> None:
     (undated,) = decided(listens(debounce_s=30), records=[Record(a_signal(), timestamp=-1)], since_ms=-1).starts
     assert undated.debounce is not None
     assert undated.debounce.at_ms == 0
+
+
+def test_records_older_than_executions_are_kept_start_what_they_want_and_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def count() -> float:
+        return metrics.WORKFLOW_TRIGGER_LATE.labels(SIGNALS)._value.get()
+
+    before = count()
+    deciding = _triggers(listens(), retention_ms=1_000)
+    records = [Record(a_signal(), offset=n, timestamp=NOW - age) for n, age in enumerate((1_002, 1_001, 1_000, 0))]
+    with caplog.at_level("WARNING"):
+        starts = [*deciding.decide(records, NOW).starts, *deciding.decide(records, NOW).starts]
+    assert len(starts) == 8
+    assert count() - before == 4
+    assert [each.action for each in caplog.records] == ["trigger_records_late"], "once a minute"  # type: ignore[attr-defined]
 
 
 def test_records_from_before_a_workflow_was_registered_start_nothing() -> None:
