@@ -110,14 +110,6 @@ async def test_cancelled_task_is_asked_first_and_killed_when_it_does_not_heed(tm
     assert reports.reports == []
 
 
-async def test_what_a_task_started_ends_with_its_process() -> None:
-    async with executor(processes=ONE) as running:
-        left = (await run(running, order("test.process", "leave a child"))).result
-        assert psutil.pid_exists(left)
-        await run(running, order("test.process", "exit", 1))
-        await eventually(lambda: is_gone(left))
-
-
 async def test_what_a_task_started_ends_too_when_its_process_ends_before_its_connection() -> None:
     pool = ProcessPool(replace(ONE, module="tests.helpers.task_child"))
     job = {"type": "test.process", "given": {"do": "leave a child"}, "rows": [], "context": {}}

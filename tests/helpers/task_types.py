@@ -157,6 +157,23 @@ class Processed:
                 return "printed"
             case "leave a child":
                 return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid
+            case "come back twice":
+                if os.fork():
+                    time.sleep(0.05)
+                    return "once"
+                call.heartbeat()
+                return "twice"
+            case "flood":
+                for _ in range(200):
+                    os.write(1, b"o" * 100_000)
+                    os.write(2, b"e" * 100_000)
+                return "flooded"
+            case "overflow the stack":
+                sys.setrecursionlimit(1 << 30)
+                return _deeper(0)
+            case "close everything":
+                os.closerange(3, 4_096)
+                return "closed"
             case "environment":
                 return sorted(os.environ)
             case "beat":
@@ -175,6 +192,14 @@ class Processed:
                 Path(value).write_text("heeded")
                 return None
         return done(call)
+
+
+def _deeper(depth: int) -> int:
+    return min([depth], key=_deeper_still)
+
+
+def _deeper_still(depth: int) -> int:
+    return _deeper(depth + 1)
 
 
 def done(call: TaskCall[Params]) -> Any:
@@ -203,6 +228,33 @@ def done(call: TaskCall[Params]) -> Any:
             raise SystemExit(value)
         case "interrupt":
             raise KeyboardInterrupt
+        case "raise at length":
+            raise ValueError("x" * 10_000_000)
+        case "fail at length":
+            raise TaskFailed("x" * 10_000_000, "y" * 10_000_000, detail={"z": "z" * 10_000_000})
+        case "recurse":
+            return done(call)
+        case "end a generator":
+            raise GeneratorExit
+        case "raise a stop":
+            raise StopIteration(1)
+        case "raise a group":
+            raise BaseExceptionGroup("many", [KeyboardInterrupt(), ValueError("one")])
+        case "not a number":
+            return {"mean": float(value)}
+        case "huge":
+            return [1 << 4_000]
+        case "surrogate":
+            return {"text": "\ud800"}
+        case "deep":
+            deep: list[Any] = []
+            for _ in range(100_000):
+                deep = [deep]
+            return deep
+        case "never awaited":
+            return asyncio.sleep(1)
+        case "generator":
+            return (n for n in range(3))
         case "not json":
             return {"rows": [{"ok": 1}, {"bad": {1, 2}}]}
         case "cyclic":

@@ -20,7 +20,7 @@ from typing import Any, Final
 import orjson
 
 from app.adapters.tasks.failures import describe
-from app.adapters.tasks.frames import CANCEL, ERROR, ERROR_BYTES, HEARTBEAT, JOB, READY, RESULT, Reader, frame
+from app.adapters.tasks.frames import CANCEL, ERROR, ERROR_BYTES, HEARTBEAT, JOB, LAST, READY, RESULT, Reader, frame
 from app.adapters.tasks.payload import TooLarge, dumps
 from app.adapters.tasks.preparation import Types
 from app.adapters.tasks.protocol import SyncTaskType, TaskCall
@@ -41,6 +41,7 @@ class _Line:
         self.cancelled = threading.Event()
         self._connection = connection
         self._writing = threading.Lock()
+        self._pid = os.getpid()
 
     def listen(self) -> None:
         """Read until the other side is gone; then nobody wants what this process does."""
@@ -61,7 +62,13 @@ class _Line:
 
     def heartbeat(self) -> None:
         """Tell that the task is alive."""
-        self.say(HEARTBEAT)
+        if self.is_ours:
+            self.say(HEARTBEAT)
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that the task has forked."""
+        return os.getpid() == self._pid
 
     def _received(self) -> bytes:
         with contextlib.suppress(OSError):
@@ -80,6 +87,10 @@ def main(arguments: Sequence[str], types: Types | None = None) -> None:
     line.say(READY)
     while True:
         kind, content = _outcome(registry, line, line.jobs.get(), frame_bytes)
+        if not line.is_ours:
+            os._exit(0)  # it came back from the task's function twice: the answer is the other one's
+        if _has_left_children():
+            line.say(LAST)
         line.say(kind, content)
 
 
@@ -111,6 +122,15 @@ def _run(registry: Types, line: _Line, job: dict[str, Any]) -> Any:
     return task_type.run_sync(call)
 
 
+def _has_left_children() -> bool:
+    """Whether something that the task started still runs; this process is ended then, and that with it."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+        return True
+    return False
+
+
 def _told(error: BaseException) -> bytes:
     found = describe(error)
     told = {"type": found.type, "message": found.message, "retryable": found.retryable}
@@ -120,7 +140,12 @@ def _told(error: BaseException) -> bytes:
         encoded = b""
     if 0 < len(encoded) <= ERROR_BYTES:
         return encoded
-    return orjson.dumps({**told, "type": ascii(found.type)[:100], "message": ascii(found.message)[:_SHORT]})
+    return orjson.dumps({**told, "type": _plain(found.type)[:100], "message": _plain(found.message)[:_SHORT]})
+
+
+def _plain(text: str) -> str:
+    """Without lone surrogates, which no JSON can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _settle_in(memory_bytes: int, parent: int) -> None:

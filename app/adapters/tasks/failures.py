@@ -18,6 +18,10 @@ from app.errors import Rejected, TaskFailed, UserError
 MESSAGE_CHARACTERS: Final = 2_000
 DETAIL_BYTES: Final = 8_192
 FRAMES: Final = 6
+# Of longer texts no more is looked at: hiding secrets in megabytes would hold up the loop.
+LOOKED_AT: Final = 65_536
+# At the end of a text that was cut there may be a part of a secret, which nothing finds.
+_UNSURE: Final = 1_024
 
 Redact = Callable[[str], str]
 
@@ -82,15 +86,21 @@ def frames(error: BaseException) -> list[str]:
 
 def redacted(error: TaskError, redact: Redact) -> TaskError:
     """The error as the history may hold it: nothing secret, not too long, and JSON."""
-    message = redact(error.message)
+    message = _redacted_start(error.message, redact)
     if len(message) > MESSAGE_CHARACTERS:
         message = message[:MESSAGE_CHARACTERS] + " …"
     return TaskError(
-        type=_text(redact(error.type))[:100],
+        type=_text(_redacted_start(error.type, redact))[:100],
         message=_text(message),
         retryable=error.retryable,
         detail=_detail(error.detail, redact),
     )
+
+
+def _redacted_start(text: str, redact: Redact) -> str:
+    if len(text) <= LOOKED_AT:
+        return redact(text)
+    return redact(text[:LOOKED_AT])[:-_UNSURE]
 
 
 def _detail(detail: Any, redact: Redact) -> dict[str, Any]:
@@ -98,7 +108,11 @@ def _detail(detail: Any, redact: Redact) -> dict[str, Any]:
     if not detail:
         return {}
     try:
-        found = _strings(orjson.loads(orjson.dumps(detail, default=repr, option=orjson.OPT_NON_STR_KEYS)), redact)
+        whole = orjson.dumps(detail, default=repr, option=orjson.OPT_NON_STR_KEYS)
+        if len(whole) > LOOKED_AT:
+            start = _redacted_start(whole[: 2 * LOOKED_AT].decode(errors="replace"), redact)
+            return {"cut": start.encode()[:DETAIL_BYTES].decode(errors="replace")}
+        found = _strings(orjson.loads(whole), redact)
         encoded = orjson.dumps(found)
     except (TypeError, RecursionError, ValueError) as error:
         return {"unreadable": f"the task's detail is not JSON: {_text(redact(str(error)))[:200]}"}

@@ -13,6 +13,7 @@ CANCEL: Final = b"C"
 # From it.
 READY: Final = b"R"
 HEARTBEAT: Final = b"H"
+LAST: Final = b"L"  # the answer that follows is its last one
 RESULT: Final = b"D"
 ERROR: Final = b"E"
 

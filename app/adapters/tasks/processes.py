@@ -3,7 +3,8 @@
 The life of a job: (1) it waits for an idle process, or a new one is started; (2) the process gets it over a socket
 of its own, so that what a task prints disturbs nothing; (3) the process answers with a result or an error, as JSON:
 nothing that it sends is trusted to be more; (4) when the job is given up, the process and its children are killed;
-(5) a process whose socket closes has died, and its job fails with `ProcessDied`, which says how.
+(5) a process whose socket closes has died, and its job fails with `ProcessDied`, which says how;
+(6) one whose task leaves processes of its own behind is replaced after its answer, and they end with it.
 Processes are spawned, not forked: they share no lock and no connection with this one, and see only the environment
 variables named. They end with this process, however that ends.
 """
@@ -20,7 +21,19 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
 from app import metrics
-from app.adapters.tasks.frames import CANCEL, ERROR, ERROR_BYTES, HEARTBEAT, JOB, READY, RESULT, Broken, Reader, frame
+from app.adapters.tasks.frames import (
+    CANCEL,
+    ERROR,
+    ERROR_BYTES,
+    HEARTBEAT,
+    JOB,
+    LAST,
+    READY,
+    RESULT,
+    Broken,
+    Reader,
+    frame,
+)
 
 OUTPUT_TAIL_BYTES: Final = 4_096
 PASSED_ON: Final = (
@@ -202,6 +215,8 @@ class TaskProcess(asyncio.Protocol):
                     self._heard()
             elif kind == READY:
                 _resolve(self._ready, None)
+            elif kind == LAST:
+                self.done = self._limits.tasks_each
             elif kind in {RESULT, ERROR} and self._answer is not None:
                 _resolve(self._answer, Answer(kind == RESULT, content))
 
