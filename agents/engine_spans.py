@@ -23,6 +23,7 @@ from config.topics import WORKFLOW_EVENTS
 log = logging.getLogger(__name__)
 
 KEPT: Final = 20_000
+_ENDED: Final = b'"execution_ended"'
 
 
 class EngineSpans:
@@ -52,12 +53,17 @@ class EngineSpans:
     def settled(self, outputs: Sequence[OutRecord]) -> None:
         """Hand on the spans that ended with these records."""
         for record in outputs:
-            if record.topic == WORKFLOW_EVENTS.name and record.value is not None:
+            if record.topic == WORKFLOW_EVENTS.name and record.value is not None and not self._is_quiet(record):
                 try:
                     self._take(decode_run(record.value))
                 except Exception:
                     # What watches must not stop what is watched.
                     log.exception("the spans of an execution could not be made", extra={"action": "trace_failed"})
+
+    def _is_quiet(self, record: OutRecord) -> bool:
+        """Whether these are events in the middle of an execution that is not recorded: they need not be read."""
+        known = self._traces.get((record.key or b"").decode(), self)
+        return known is None and _ENDED not in (record.value or b"")
 
     def _take(self, run: Run) -> None:
         known = run.execution_id in self._traces
