@@ -11,7 +11,8 @@ The order, which is the guarantee:
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from itertools import islice, takewhile
 from typing import Final
 
 from agents.engine_aside import Broken, put_aside
@@ -19,7 +20,7 @@ from agents.engine_batch import Batch
 from agents.engine_debounce import judge, mark_key
 from agents.engine_entities import EntityCommand, is_entity
 from agents.engine_gate import BEGINS, Gate
-from agents.engine_intake import Taken, Unreadable, read
+from agents.engine_intake import Taken, Unreadable, is_start, read
 from agents.engine_keeper import EntityKeeper
 from agents.engine_outside import Outside
 from agents.engine_spans import EngineSpans
@@ -94,18 +95,20 @@ class Engine:
 
     # ---- agents.stage.LiveLogic ----
 
-    def intake(self) -> int:
+    def intake(self, records: Iterator[InRecord]) -> int:
         """Commands to take now: what is begun goes before what is new.
 
-        A transaction full of reports takes no command, and neither does a node on which more attempts wait for a
-        slot than is good: else the live executions outgrow the memory, and each report reads one from disk. Few
-        commands are taken all the same, so that a cancel still comes.
+        A transaction full of reports takes no command. A node on which more attempts wait for a slot than is good
+        takes no start, and what waits behind one: else the live executions outgrow the memory, and each report reads
+        one from disk. Few are taken all the same, so that a cancel behind them still comes.
         """
         terms = self._node.terms()
         room = terms.transaction_commands - len(self._inbox)
         if room > 0 and self._node.tasks.backlog <= terms.local_backlog:
             return room
-        return SLOW_COMMANDS if self._node.clock.monotonic_s() >= self._slow_until_s else 0
+        if self._node.clock.monotonic_s() >= self._slow_until_s:
+            return SLOW_COMMANDS
+        return sum(1 for _ in takewhile(lambda record: not is_start(record), islice(records, max(0, room))))
 
     def prepare(self, records: Sequence[InRecord]) -> Awaitable[None] | None:
         """Read the records; a definition that is not known here may be on its way."""
@@ -122,7 +125,9 @@ class Engine:
         self._begin(now_ms)
         for each in taken:
             self._obey(each)
-        if self._node.tasks.backlog > self._node.terms().local_backlog:
+        if self._node.tasks.backlog > self._node.terms().local_backlog and any(
+            isinstance(t.said, Start) for t in taken
+        ):
             self._slow_until_s = self._node.clock.monotonic_s() + SLOW_S
         return self._decide_due(now_ms)
 
@@ -182,8 +187,8 @@ class Engine:
         assert isinstance(changes, Batch), "every change of an engine is a batch"
         if self.closed:
             return
-        for execution_id, task, item in changes.cancels:
-            self._node.tasks.cancel(execution_id, task, item)
+        for cancelled in changes.cancels:
+            self._node.tasks.cancel(*cancelled)
         for queue, recall in changes.recalls:
             self._node.tasks.recall(queue, recall)
         for wanted in (*changes.early, *changes.dispatches):
@@ -200,22 +205,23 @@ class Engine:
     # ---- agents.engine_terms.Owner ----
 
     def order(self, wanted: Wanted) -> TaskOrder | None:
-        """The order of an attempt that is still wanted; from now its time counts."""
+        """The order of an attempt that is still wanted."""
         live = self._store.get(wanted.execution_id)
         if live is None or live.graph is None or live.state is None or not is_current(live.state, wanted.dispatch):
             return None
-        clock = self._node.clock
-        is_local = self._node.tasks.is_local(wanted.queue)
         try:
-            order = order_for(live.state, live.graph, wanted.dispatch, clock.now_ms())
+            order = order_for(live.state, live.graph, wanted.dispatch, self._node.clock.now_ms())
         except Exception as error:  # noqa: BLE001 - one execution must not stop a partition for ever
             self._cannot_order(live, wanted.dispatch, error)
             return None
-        if is_local and (order.timeout_s is not None or order.heartbeat_s is not None):
-            place = (order.execution_id, order.task, order.item)
-            now_s = clock.monotonic_s()
-            self._watch.begin(place, order.attempt, order.token, order.timeout_s, order.heartbeat_s, now_s)
         return order if self._spans is None else self._spans.marked(order)
+
+    def began(self, order: TaskOrder) -> None:
+        """Watch it."""
+        if order.timeout_s is not None or order.heartbeat_s is not None:
+            place = (order.execution_id, order.task, order.item)
+            now_s = self._node.clock.monotonic_s()
+            self._watch.begin(place, order.attempt, order.token, order.timeout_s, order.heartbeat_s, now_s)
 
     def _cannot_order(self, live: Live, dispatch: Dispatch, error: Exception) -> None:
         """The core met a bug: the attempt fails with that."""
@@ -392,7 +398,7 @@ class Engine:
             return
         place = (report.execution_id, report.task, report.item)
         if isinstance(report, Report):
-            self._watch.end(place)
+            self._watch.end(place, report.token)
             self._turns.decide(live, report)
         elif heard(live.state, report, live.graph, self._turns.now_ms):
             silence_s = live.graph.nodes[report.task].task.heartbeat_s

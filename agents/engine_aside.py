@@ -7,6 +7,7 @@ dead letter. Its id is never used again.
 
 import logging
 import struct
+import sys
 from typing import Final, NamedTuple
 
 from agents.engine_batch import Batch
@@ -63,7 +64,7 @@ def put_aside(broken: Broken, batch: Batch, tables: TablePartition, outside: Out
         ended = ExecutionEnded(seq=header.next_seq, at=state.at, status="failed", error=failure)
         run = encode_run(execution_id, header.workflow, header.version, tables.epoch, [ended])
         batch.outputs.append(OutRecord(WORKFLOW_EVENTS.name, execution_id.encode(), run, now_ms, (), tables.partition))
-        batch.cancels.append((execution_id, None, None))
+        batch.cancels.append((execution_id, None, None, sys.maxsize))
     batch.ended[state.workflow, "failed"] = batch.ended.get((state.workflow, "failed"), 0) + 1
     end = Ended("failed", None, failure, None, "", state.parent, state.notify)
     batch.outputs += outside.told(state, end, now_ms)

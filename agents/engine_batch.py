@@ -15,7 +15,9 @@ from tables.partition import Changes
 
 @dataclass(slots=True)
 class Batch(Changes):
-    """`dispatches` begin and `cancels` (execution, task, item) are called back once the rest is durable.
+    """`dispatches` begin and `cancels` are called back once the rest is durable.
+
+    A cancel is (execution, task, item, token): what began later than that, with this token or a higher one, goes on.
 
     What is in `early` may begin before.
 
@@ -25,7 +27,7 @@ class Batch(Changes):
 
     dispatches: list[Wanted] = field(default_factory=list)
     early: list[Wanted] = field(default_factory=list)
-    cancels: list[tuple[str, str | None, int | None]] = field(default_factory=list)
+    cancels: list[tuple[str, str | None, int | None, int]] = field(default_factory=list)
     recalls: list[tuple[str, Recall]] = field(default_factory=list)  # by queue
     tasks: dict[tuple[str, str], int] = field(default_factory=dict)
     ended: dict[tuple[str, str], int] = field(default_factory=dict)

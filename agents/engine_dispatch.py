@@ -12,6 +12,7 @@ What nobody waits for any more is called back by a record of the same topic unde
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple, Protocol
@@ -31,8 +32,13 @@ PASSED_OVER: Final = 64
 # What the publisher says of an order that no trying again makes sendable.
 UNKNOWN_TOPIC: Final = "unknown_topic"
 TOO_LARGE: Final = "record_too_large"
-_Running = tuple[str, str, int | None]
+_Place = tuple[str, int | None]
 _Waiting = tuple[str, int]
+
+
+class _Running(NamedTuple):
+    owner: Owner
+    token: int
 
 
 class OrderPublisher(Publisher, Protocol):
@@ -68,7 +74,7 @@ class Dispatcher:
         self._terms = terms
         self._fail = fail
         self._line: FairQueue[_Waiting, tuple[Owner, Wanted]] = FairQueue()
-        self._running: dict[_Running, Owner] = {}
+        self._running: dict[str, dict[_Place, _Running]] = {}  # by execution
         self._owners: dict[Owner, Reported] = {}
         self._sending: dict[str, list[_Order]] = {}
         self._topics: set[str] = set()  # known to be there
@@ -84,7 +90,7 @@ class Dispatcher:
     @property
     def running(self) -> int:
         """Attempts that run in this process."""
-        return len(self._running)
+        return sum(len(places) for places in self._running.values())
 
     def is_local(self, queue: str) -> bool:
         """Whether attempts of this queue run in this process."""
@@ -99,20 +105,22 @@ class Dispatcher:
             self._wait(owner, wanted)
             self._pump_soon()
 
-    def cancel(self, execution_id: str, task: str | None, item: int | None) -> None:
-        """Stop what runs here for an execution; what waits in line is found stale when its turn comes."""
-        if self._executor is None:
+    def cancel(self, execution_id: str, task: str | None, item: int | None, before: int) -> None:
+        """Stop what runs here for an execution, as far as its token is lower than `before`.
+
+        What waits in line is found stale when its turn comes.
+        """
+        running = self._running.get(execution_id)
+        if self._executor is None or running is None:
             return
-        if task is not None:
-            mine = self._running.pop((execution_id, task, item), None) is not None
-        else:
-            found = [place for place in self._running if place[0] == execution_id]
-            for place in found:
-                del self._running[place]
-            mine = bool(found)
-        if mine:
-            self._executor.cancel(execution_id, task, item)
-            self._pump_soon()
+        places = running if task is None else ((task, item),)
+        found = [place for place in places if (one := running.get(place)) is not None and one.token < before]
+        if not found:
+            return
+        for place in found:
+            self._forget(execution_id, place)
+        self._executor.cancel(execution_id, task, item, before=before)
+        self._pump_soon()
 
     def recall(self, queue: str, recall: Recall) -> None:
         """Tell the workers of a queue that nobody waits any more for what they were ordered."""
@@ -124,9 +132,9 @@ class Dispatcher:
     def drop(self, owner: Owner) -> None:
         """A partition goes: its attempts are ended and not reported."""
         self._owners.pop(owner, None)
-        gone = {place[0] for place, its in self._running.items() if its is owner}
+        gone = [name for name, places in self._running.items() if any(one.owner is owner for one in places.values())]
         for execution_id in gone:
-            self.cancel(execution_id, None, None)
+            self.cancel(execution_id, None, None, sys.maxsize)
 
     async def close(self) -> None:
         """End what is being sent."""
@@ -143,15 +151,21 @@ class Dispatcher:
         order = owner.order(wanted)
         if order is None:
             return True
-        place = (order.execution_id, order.task, order.item)
         report = self._owners.get(owner)
         if report is None:
             report = self._owners[owner] = partial(self._reported, owner)
         if not executor.submit(order, report):
             return False
-        self._running[place] = owner
+        self._running.setdefault(order.execution_id, {})[order.task, order.item] = _Running(owner, order.token)
+        owner.began(order)
         self._began(wanted)
         return True
+
+    def _forget(self, execution_id: str, place: _Place) -> None:
+        running = self._running[execution_id]
+        del running[place]
+        if not running:
+            del self._running[execution_id]
 
     def _wait(self, owner: Owner, wanted: Wanted) -> None:
         key = (wanted.execution_id, wanted.dispatch.token)
@@ -159,7 +173,10 @@ class Dispatcher:
 
     def _reported(self, owner: Owner, report: Report | Heartbeat) -> None:
         if isinstance(report, Report):
-            self._running.pop((report.execution_id, report.task, report.item), None)
+            place = (report.task, report.item)
+            one = self._running.get(report.execution_id, {}).get(place)
+            if one is not None and one.token == report.token:
+                self._forget(report.execution_id, place)
             if len(self._line):
                 self._pump_soon()
         if not owner.closed:
@@ -183,16 +200,24 @@ class Dispatcher:
         self._pump()
 
     def _fill(self) -> None:
-        """Hand over what waits. What needs a slot of another kind than is free is passed over, a few at a time."""
+        """Hand over what waits. What needs a slot of another kind than is free is passed over, a few at a time.
+
+        The kind of a task is known from its order, which is made once for all that wait of the same task.
+        """
         executor = self._executor
         aside: list[tuple[Owner, Wanted]] = []
+        full: set[tuple[str, str]] = set()
         try:
             while executor is not None and executor.free and len(aside) < PASSED_OVER:
                 found = self._line.pop()
                 if found is None:
                     break
                 owner, wanted = found
-                if not owner.closed and not self._hand_over(executor, owner, wanted):
+                kind = (wanted.workflow, wanted.dispatch.task)
+                if owner.closed:
+                    continue
+                if kind in full or not self._hand_over(executor, owner, wanted):
+                    full.add(kind)
                     aside.append((owner, wanted))
         except Exception as error:  # noqa: BLE001 - a bug here must end the process, not stall a partition
             self._fail(error)

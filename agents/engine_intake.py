@@ -36,6 +36,14 @@ class Taken(NamedTuple):
     oversize: str | None = None
 
 
+def is_start(record: InRecord) -> bool:
+    """Whether a record starts an execution."""
+    try:
+        return isinstance(decode_command(record.value), Start)
+    except ValueError:
+        return False
+
+
 def read(records: Sequence[InRecord], limits: Limits, partitions: int) -> list[Taken]:
     """What each record says; `partitions` is the number of those that executions live on."""
     return [_read(record, limits, partitions) for record in records]

@@ -202,16 +202,16 @@ class Turns:
                 may_begin = (early or node.is_pure) and self._node.tasks.is_local(queue)
                 (self.batch.early if may_begin else self.batch.dispatches).append(wanted)
                 asked_ms = 0
+            elif isinstance(effect, CancelWork):
+                self._call_back(live, state, effect, events[0].seq)
             else:
                 self._outward(live, state, effect)
-                if isinstance(effect, CancelWork):
-                    self._recall(live, state, effect, events[0].seq)
 
     def _outward(
         self,
         live: Live,
         state: Execution,
-        effect: SetTimer | ClearTimer | StartChild | CancelChild | CancelWork | Ended,
+        effect: SetTimer | ClearTimer | StartChild | CancelChild | Ended,
     ) -> None:
         if isinstance(effect, Ended):
             self._ended(live, state, effect)
@@ -221,15 +221,14 @@ class Turns:
             self._clear_timer(live, effect.name)
         elif isinstance(effect, StartChild):
             self.batch.outputs.append(self._outside.start_child(effect, state, self.now_ms))
-        elif isinstance(effect, CancelWork):
-            self.batch.cancels.append((live.id, effect.task, effect.item))
         elif isinstance(effect, CancelChild):
             self.batch.outputs.append(self._outside.cancel_child(effect.child_id, self.now_ms))
         else:
             assert_never(effect)
 
-    def _recall(self, live: Live, state: Execution, effect: CancelWork, first: int) -> None:
-        """What was handed out to workers before event `first` is called back from them."""
+    def _call_back(self, live: Live, state: Execution, effect: CancelWork, first: int) -> None:
+        """What was handed out before event `first` is stopped, here and at workers; what begins with it goes on."""
+        self.batch.cancels.append((live.id, effect.task, effect.item, first))
         if live.graph is None:
             return
         nodes = live.graph.nodes

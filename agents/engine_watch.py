@@ -64,9 +64,13 @@ class Watch:
         if not known:
             self._push(place, min(watched.ends_s, silent_s))
 
-    def end(self, place: _Place) -> None:
-        """Its report came."""
-        if self._out.pop(place, None) is not None and len(self._heap) > 64 + 4 * len(self._out):
+    def end(self, place: _Place, token: int) -> None:
+        """A report came; one of an earlier attempt ends nothing."""
+        watched = self._out.get(place)
+        if watched is None or watched.token != token:
+            return
+        del self._out[place]
+        if len(self._heap) > 64 + 4 * len(self._out):
             self._heap = [(min(w.ends_s, w.silent_until_s), *_flat(p)) for p, w in self._out.items()]
             heapify(self._heap)
 

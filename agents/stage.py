@@ -14,7 +14,7 @@ import contextlib
 import logging
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from app import metrics
@@ -64,8 +64,8 @@ class LiveLogic(Logic, Protocol):
     def tick_in_s(self) -> float:
         """Seconds until the next tick is wanted, 0 or less for now."""
 
-    def intake(self) -> int:
-        """Records that it would take now; 0 for none until it ticked or was woken."""
+    def intake(self, records: Iterator[InRecord]) -> int:
+        """How many of the `records` that wait it would take now; 0 for none until it ticked or was woken."""
 
     def prepare(self, records: Sequence[InRecord]) -> Awaitable[None] | None:
         """Called before `take` with the same records: what has to be waited for first, None for nothing."""
@@ -106,6 +106,8 @@ class _Worker:
         self._settling: set[asyncio.Task[None]] = set()
         self._written = asyncio.Event()  # clear from a decision that is being added to until it is written
         self._written.set()
+        self._last_told = asyncio.Event()  # set when the last transaction so far is durable and the logic knows
+        self._last_told.set()
         self._pace = Pace()
         self._tick_due_s = 0.0
         self._offset_taken = -1
@@ -156,10 +158,16 @@ class _Worker:
         return len(self._settling) < self._stage.transactions
 
     def _wanted(self) -> int:
-        """Records to take now."""
-        if not self.queue or not self._has_room():
+        """Records to take now; none while it is not known whose the partition will be: they come again to its owner."""
+        if not self.queue or self.suspended or not self._has_room():
             return 0
-        return self._live.intake() if self._live is not None else sys.maxsize
+        if self._live is None:
+            return sys.maxsize
+        return self._live.intake(self._waiting_records())
+
+    def _waiting_records(self) -> Iterator[InRecord]:
+        """The first batch of the queue but for what was taken of it."""
+        return (record for record in self.queue[0][0].records if record.offset > self._offset_taken)
 
     async def _until_work(self) -> None:
         """Return when records may be taken or a tick is due, and a transaction may begin.
@@ -199,6 +207,8 @@ class _Worker:
             records = records[:wanted]
         if self._live is not None and (preparing := self._live.prepare(records)) is not None:
             await preparing
+            if self.suspended:
+                return
         if whole:
             self.queue.popleft()
         last = records[-1]
@@ -207,11 +217,7 @@ class _Worker:
         behind = self._pace.behind(last.offset, batch.highwater, arrived_ms, now_ms)
         # (2)
         changes = logic.take(records, now_ms, behind=behind)
-        if self._live is not None:
-            await self._complete(self._live, changes, now_ms)
-        # (3)
-        written = tables.write(changes, batch.topic, last.offset, timestamp_ms=now_ms)
-        self._written.set()
+        written = await self._write(tables, changes, now_ms, batch.topic, last.offset)
         self.processed += len(records)
         lag_s = max(0.0, (now_ms - last.timestamp) / 1000)
         metrics.LAG_SECONDS.labels(batch.topic, str(batch.partition)).set(lag_s)
@@ -221,29 +227,39 @@ class _Worker:
         now_ms = self._stage.clock.now_ms()
         changes = logic.tick(now_ms)
         if changes is not None:
-            if self._live is not None:
-                await self._complete(self._live, changes, now_ms)
-            written = tables.write(changes, timestamp_ms=now_ms)
-            self._written.set()
+            written = await self._write(tables, changes, now_ms)
             self._start(self._settle(tables, written, now_ms, changes, None))
 
-    async def _complete(self, live: LiveLogic, changes: Changes, now_ms: int) -> None:
-        """(2), its end: what begins early and answers at once is decided with what began it."""
+    async def _write(
+        self, tables: TablePartition, changes: Changes, now_ms: int, topic: str | None = None, offset: int = -1
+    ) -> Transaction:
+        """(2), its end: what begins early and answers at once is decided with what began it. And (3)."""
+        live = self._live
         self._written.clear()
-        for _ in range(EARLY_TURNS):
-            if not live.early(changes):
-                break
-            await asyncio.sleep(0)
-            live.add_heard(changes, now_ms)
-        live.conclude(changes, now_ms)
+        try:
+            if live is not None:
+                for _ in range(EARLY_TURNS):
+                    if self.suspended or not live.early(changes):
+                        break
+                    await asyncio.sleep(0)
+                    live.add_heard(changes, now_ms)
+                live.conclude(changes, now_ms)
+            return tables.write(changes, topic, offset, timestamp_ms=now_ms)
+        finally:
+            self._written.set()
 
     async def _settle(
         self, tables: TablePartition, written: Transaction, now_ms: int, changes: Changes, batch: StageBatch | None
     ) -> None:
+        before, told = self._last_told, asyncio.Event()
+        self._last_told = told
         # (4)
         await tables.settle(written, timestamp_ms=now_ms)
         if self._live is not None:
+            # One that has outputs elsewhere may be acknowledged after a later one: it is told before all the same.
+            await before.wait()
             self._live.settled(changes, self._stage.clock.now_ms())
+            told.set()
         # (5)
         if batch is not None:
             batch.ack()

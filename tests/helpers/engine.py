@@ -82,7 +82,8 @@ class ObedientExecutor:
     ) -> None:
         self.cancelled.append((execution_id, task, item))
         for place in [p for p in self._running if p[0] == execution_id and task in {None, p[1]}]:
-            del self._running[place]
+            if before is None or self._running[place][0].token < before:
+                del self._running[place]
 
     def finish(self, execution_id: str) -> None:
         """Let what hangs of an execution end well."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from agents.stage import Stage
 from app.ports import InRecord
-from tables.partition import Changes, TablePartition
+from tables.partition import Changes, SingleTrip, TablePartition
 from tests.helpers.streams import Record
 from tests.helpers.tables import INPUT, T0_MS, Disk, Log, LogPublisher, open_tables
 
@@ -68,10 +68,11 @@ class Scene:
         self.log = Log()
         self.publisher = LogPublisher(self.log)
         self.disk = Disk()
+        self.single_trip: SingleTrip | None = None
         self.stage = Stage("stage", self._open, lambda _: self.logic, self.clock, lambda: tick_s)
 
     async def _open(self, partition: int) -> TablePartition:
-        opened, _ = await open_tables(self.log, self.disk, self.publisher)
+        opened, _ = await open_tables(self.log, self.disk, self.publisher, single_trip=self.single_trip)
         return opened
 
     async def begin(self) -> None:

@@ -17,6 +17,7 @@ FLOWS: Final = (
     workflow("branch", task("a"), task("b", "a"), task("c", "a"), task("d", "b", "c")),
     workflow("flaky", task("a", do="fail_first:1", retry=Retry(attempts=2, backoff_s=0.3)), task("b", "a")),
     workflow("bad", task("a"), task("b", "a", do="fail"), on_failure=task("mend")),
+    workflow("mends", task("a", do="fail"), task("b"), on_failure=task("tell", type="transform.cel")),
     workflow("nap", task("a", type="wait", params={"seconds": 0.5}), task("b", "a")),
     workflow("fan", task("a", map=MapOver(over="[1, 2, 3]", concurrency=2)), task("b", "a")),
     workflow("one", task("a"), task("b", "a"), concurrency=Concurrency(limit=1)),
@@ -29,12 +30,13 @@ FLOWS: Final = (
 ENDS: Final = {
     **{flow.id: {"succeeded"} for flow in FLOWS},
     "bad": {"failed"},
+    "mends": {"failed"},
     "skips": {"succeeded", "skipped"},
     "takes": {"succeeded", "cancelled"},
 }
 # A signal that brings the limit of its key with it.
 SIGNAL: Final = {"kind": "kafka", "concurrency": 1}
-STOPS: Final = ("", "", "", "early", "decided", "written", "lost", "settled")
+STOPS: Final = ("", "", "", "later", "later", "early", "decided", "written", "lost", "settled")
 
 STEP: Final = st.one_of(
     st.tuples(st.just("start"), st.integers(0, len(FLOWS) - 1)),

@@ -1,6 +1,7 @@
 """One partition's engine over tables in memory, with a topic, a clock and an executor that a test drives by hand."""
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from app.domain.workflow.state import Execution
 from app.ports import Reported, Tracing
 from app.workflow_wire import decode_order, decode_recall, decode_run, encode_command
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
-from tables.partition import TablePartition
+from tables.partition import TablePartition, Transaction
 from tests.helpers.engine import KnownWorkflows
 from tests.helpers.stages import SetClock
 from tests.helpers.streams import Record
@@ -55,7 +56,8 @@ class HandExecutor:
         self, execution_id: str, task: str | None = None, item: int | None = None, *, before: int | None = None
     ) -> None:
         for place in [p for p in self.running if p[0] == execution_id and (task is None or p[1:] == (task, item))]:
-            del self.running[place]
+            if before is None or self.running[place][0].token < before:
+                del self.running[place]
 
     async def close(self) -> None:
         self.running.clear()
@@ -106,9 +108,11 @@ class World:
         self.prompt = False  # what begins early has ended before the next turn of the loop
         self._histories: dict[str, list[Event]] = {}
         self._taken: dict[str, int] = {}
+        self._on_their_way: deque[tuple[Batch, Transaction, int]] = deque()
 
     async def open(self) -> None:
         """A new owner, whose executor runs nothing; what is left of the last one's process reaches it no more."""
+        self._on_their_way.clear()
         before, self.executor = self.executor, HandExecutor(self.executor.slots)
         self.executor.made, self.executor.most_of = before.made, before.most_of
         self.publisher = LogPublisher(self.log)
@@ -191,15 +195,22 @@ class World:
         if stop in {"written", "lost"}:
             await self.crash(disk_too=stop == "lost")
             return
-        await self.tables.settle(written, timestamp_ms=now_ms)
-        self._read_outputs()
-        if stop == "settled":
-            await self.crash()
+        self._on_their_way.append((changes, written, now_ms))
+        if stop == "later" and len(self._on_their_way) < 3:
             return
-        self.engine.settled(changes, now_ms)
+        while self._on_their_way:
+            changes, written, then_ms = self._on_their_way.popleft()
+            await self.tables.settle(written, timestamp_ms=then_ms)
+            self._read_outputs()
+            if stop == "settled":
+                await self.crash()
+                return
+            self.engine.settled(changes, then_ms)
 
     async def drain(self, *, forward_ms: int = 10_000) -> None:
         """Until nothing happens any more: tasks end, time passes up to `forward_ms`."""
+        if self._on_their_way:
+            await self._write(Batch(), None, "")
         ends_ms = self.clock.ms + forward_ms
         for _ in range(10_000):
             await self.take(100)

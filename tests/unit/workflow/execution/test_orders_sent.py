@@ -49,6 +49,9 @@ class Owner:
     def order(self, wanted: Wanted) -> TaskOrder | None:
         return self.orders[wanted.dispatch.task]
 
+    def began(self, order: TaskOrder) -> None:
+        raise AssertionError(f"{order.task} begins elsewhere")
+
     def hear(self, report: Report | Heartbeat) -> None:
         self.heard.append(report)
 
