@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import cramjam
 import msgspec
@@ -38,16 +38,21 @@ class _Error(msgspec.Struct, gc=False):
     message: str = ""
 
 
+# What SQLite holds; a record with a number beyond it is unreadable, and must not end the feed for ever.
+Number = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Seq = Annotated[int, msgspec.Meta(ge=0, le=SEQ_MASK)]
+
+
 class Head(msgspec.Struct, gc=False):
     """What the index reads of an event, of any type; results and inputs are passed over."""
 
     type: str
-    seq: int
-    at: int
-    asked_at: int = 0
+    seq: Seq
+    at: Number
+    asked_at: Number = 0
     queued: bool = False
     key: str | None = None
-    priority: int = 0
+    priority: Number = 0
     status: str = ""
     task: str | None = None
     error: _Error | None = None
@@ -57,17 +62,17 @@ class _Run(msgspec.Struct, gc=False):
     execution_id: str
     workflow: str
     version: str
-    epoch: int
-    first_seq: int
-    events: list[Head]
+    epoch: Number
+    first_seq: Seq
+    events: Annotated[list[Head], msgspec.Meta(min_length=1)]
 
 
 class _RawRun(msgspec.Struct, gc=False):
     execution_id: str
     workflow: str
     version: str
-    epoch: int
-    first_seq: int
+    epoch: Number
+    first_seq: Seq
     events: list[msgspec.Raw]
 
 
@@ -79,8 +84,8 @@ class _Start(msgspec.Struct, gc=False):
     workflow: str = ""
     version: str = ""
     key: str | None = None
-    priority: int = 0
-    at_ms: int = 0
+    priority: Number = 0
+    at_ms: Number = 0
     debounce: Any = None
 
 
@@ -286,7 +291,7 @@ class ExecutionStore:
         return n
 
     def _new(self, execution_id: str, workflow: str, version: str, key: str | None, at: int, priority: int) -> _Live:
-        order = min(at, AT_MAX_MS) << TIE_BITS | zlib.crc32(execution_id.encode()) & (1 << TIE_BITS) - 1
+        order = min(max(0, at), AT_MAX_MS) << TIE_BITS | zlib.crc32(execution_id.encode()) & (1 << TIE_BITS) - 1
         row = (
             self._next, execution_id, self._workflow(workflow), version, QUEUED, key, order, None, None, -1, -1,
             priority, 0, 0, None, None,
@@ -297,8 +302,7 @@ class ExecutionStore:
         return live
 
     def _from_start(self, start: _Start) -> _Live:
-        at = max(0, start.at_ms)
-        return self._new(start.execution_id, start.workflow, start.version, start.key, at, start.priority)
+        return self._new(start.execution_id, start.workflow, start.version, start.key, start.at_ms, start.priority)
 
     def _take(self, run: _Run, body: bytes, kept: dict[str, list[_Kept]], changed: dict[str, _Live]) -> None:
         """Fold one run in, unless it is a repeat or from an owner that was replaced before."""
