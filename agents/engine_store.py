@@ -16,6 +16,7 @@ from app.domain.workflow.evolve import fold
 from app.domain.workflow.graph import Graph
 from app.domain.workflow.limiter import own_limit
 from app.domain.workflow.state import Execution
+from app.domain.workflow.timers import read_timer
 from app.ports import OutRecord
 from app.workflow_wire import decode_run, encode_run
 from config.topics import WORKFLOW_EVENTS
@@ -189,7 +190,11 @@ class Executions:
         live.history = history
         live.row = prefix
         if graph is not None:
-            live.timers = {each.name: each.due_ms for each in outstanding(state, graph) if isinstance(each, SetTimer)}
+            live.timers = {
+                each.name: each.due_ms
+                for each in outstanding(state, graph)
+                if isinstance(each, SetTimer) and is_durable(each.name, graph)
+            }
         return live
 
     def events(self, execution_id: str, history: History) -> Iterator[Event]:
@@ -254,6 +259,16 @@ class Executions:
         """Its state anew from rows and from the events of the batch: a decision broke off half way."""
         known: list[Event] = [] if live.history is None else list(self.events(live.id, live.history))
         live.state = fold([*known, *also])
+
+
+def is_durable(timer: str, graph: Graph | None) -> bool:
+    """Whether a timer has a row; the time of an attempt that an executor carries out is watched in memory."""
+    if timer.startswith("heartbeat/"):
+        return False
+    if not timer.startswith("timeout/"):
+        return True
+    name = read_timer(timer)
+    return name is not None and graph is not None and graph.nodes[name.task].is_control
 
 
 def _header(state: Execution, arrival: int) -> Header:

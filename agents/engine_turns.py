@@ -15,7 +15,7 @@ from typing import Final, assert_never
 from agents.engine_batch import Batch
 from agents.engine_gate import Gate
 from agents.engine_outside import Outside
-from agents.engine_store import Executions, Live, Oversize
+from agents.engine_store import Executions, Live, Oversize, is_durable
 from agents.engine_terms import Node, Wanted, names_of
 from app.domain.workflow.commands import Admit, Cancel, Command, RetryExecution, Start, TaskError
 from app.domain.workflow.decide import advance
@@ -36,7 +36,6 @@ from app.domain.workflow.graph import Graph
 from app.domain.workflow.limiter import Entry, own_limit
 from app.domain.workflow.orders import Recall
 from app.domain.workflow.state import Execution
-from app.domain.workflow.timers import read_timer
 from tables.timers import Timers, timer_key
 
 log = logging.getLogger(__name__)
@@ -266,7 +265,7 @@ class Turns:
 
     def _set_timer(self, live: Live, effect: SetTimer) -> None:
         name, due_ms = effect
-        if not _is_durable(name, live.graph) or live.timers.get(name) == due_ms:
+        if not is_durable(name, live.graph) or live.timers.get(name) == due_ms:
             return
         self._clear_timer(live, name)
         live.timers[name] = due_ms
@@ -344,13 +343,3 @@ class Turns:
         state = live.state = fold([ended], state) or state
         made = Ended("failed", None, error, None, "", state.parent, state.notify)
         self._record(live, None, state, [*events, ended], (CancelWork(None, None), made))
-
-
-def _is_durable(name: str, graph: Graph | None) -> bool:
-    """The time of an attempt that an executor carries out is watched in memory."""
-    if name.startswith("heartbeat/"):
-        return False
-    if not name.startswith("timeout/"):
-        return True
-    timer = read_timer(name)
-    return timer is not None and graph is not None and graph.nodes[timer.task].is_control

@@ -121,8 +121,11 @@ def effects(state: Execution, events: Sequence[Event], graph: Graph) -> tuple[Ef
             if graph.timeout_ms is not None and not getattr(event, "queued", False):
                 made.append(SetTimer(execution_timer(state.run), event.at + graph.timeout_ms))
         elif isinstance(event, ExecutionResumed):
-            # A timer that was due during the pause has been used up, and the clock may have gone back since.
-            made += [effect for effect in outstanding(state, graph) if isinstance(effect, SetTimer)]
+            # A timer that was due during the pause has been used up, and the clock may have gone back since. Who has
+            # loaded the execution since takes it for set: it is cleared, so that its row is written.
+            timers = [effect for effect in outstanding(state, graph) if isinstance(effect, SetTimer)]
+            made += [ClearTimer(timer.name) for timer in timers]
+            made += timers
         elif isinstance(event, CompensationStarted):
             made += _stopped(state, graph, first)
     return tuple(made)
