@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-import socket
+import signal
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers.broker import TopicFactory
 from tests.helpers.cli import Headrace
+from tests.helpers.databases import free_port
 from tests.helpers.kafka import read_topic
 from tests.helpers.processes import Started, until
 from tests.helpers.tracing import Collector, Received, collector
@@ -88,25 +89,9 @@ def system(module_broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def _start(found: System, stack: ExitStack) -> None:
-    headrace = Headrace(found.folder, found.bootstrap)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    settings = {
-        "health.port": 0,
-        "metrics.port": 0,
-        "kafka.partitions": 2,
-        "http.port": port,
-        "log.format": "json",
-        "tasks.queues": '["far"]',
-        "tasks.allow_private_addresses": "true",
-        "tasks.sqlite_paths": f'["{found.folder}"]',
-        "tracing.endpoint": found.site.url,
-        "tracing.flush_interval_ms": 50,
-    }
-    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    port = free_port()
     for role in ("coordinator", "worker", "api-gateway"):
-        found.processes.append(stack.enter_context(headrace.running("worker", "--roles", role, *given)))
+        found.processes.append(stack.enter_context(_running(found, role, {"http.port": port})))
     found.http.base_url = httpx.URL(f"http://127.0.0.1:{port}")
 
     def ready() -> bool:
@@ -118,6 +103,23 @@ def _start(found: System, stack: ExitStack) -> None:
             return False
 
     until(ready, "the API is ready", 90)
+
+
+def _running(found: System, role: str, changed: dict[str, int]) -> AbstractContextManager[Started]:
+    settings: dict[str, Any] = {
+        "health.port": 0,
+        "metrics.port": 0,
+        "kafka.partitions": 2,
+        "log.format": "json",
+        "tasks.queues": '["far"]',
+        "tasks.allow_private_addresses": "true",
+        "tasks.sqlite_paths": f'["{found.folder}"]',
+        "tracing.endpoint": found.site.url,
+        "tracing.flush_interval_ms": 50,
+        **changed,
+    }
+    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return Headrace(found.folder, found.bootstrap).running("worker", "--roles", role, *given)
 
 
 def received(system: System, trace_id: str, count: int) -> list[Received]:
@@ -223,3 +225,23 @@ def test_a_start_that_the_caller_does_not_record_is_not_recorded(system: System)
     system.execute("inner", traceparent=f"00-{'e' * 32}-{'d' * 16}-01")
     received(system, "e" * 32, 3)
     assert system.site.of(unsampled) == []
+
+
+def test_a_process_that_is_asked_to_stop_exports_what_waits(system: System) -> None:
+    port = free_port()
+    with _running(system, "api-gateway", {"http.port": port, "tracing.flush_interval_ms": 60_000}) as gateway:
+        url = f"http://127.0.0.1:{port}/api/v1/workflows/unknown/execute"
+        header = {"traceparent": f"00-{'f' * 32}-{'d' * 16}-01"}
+
+        def asked() -> bool:
+            assert gateway.process.poll() is None, gateway.output
+            try:
+                return system.http.post(url, headers=header).status_code == 404
+            except httpx.HTTPError:
+                return False
+
+        until(asked, "the gateway answers", 60)
+        assert system.site.of("f" * 32) == []
+        gateway.signal(signal.SIGTERM)
+        assert gateway.process.wait(60) == 0
+    assert 404 in {one.attributes["http.response.status_code"] for one in system.site.of("f" * 32)}
