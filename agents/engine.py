@@ -55,7 +55,7 @@ from tables.timers import Timers
 
 log = logging.getLogger(__name__)
 
-# Past the backlog of `workflow.local_backlog`: so few commands, so often.
+# Past the backlog of `workflow.local_backlog`: so few starts, so often.
 SLOW_COMMANDS: Final = 2
 SLOW_S: Final = 0.05
 TIMERS_AT_ONCE: Final = 500
@@ -104,11 +104,15 @@ class Engine:
         """
         terms = self._node.terms()
         room = terms.transaction_commands - len(self._inbox)
-        if room > 0 and self._node.tasks.backlog <= terms.local_backlog:
+        if room > 0 and not self._is_crowded:
             return room
         if self._node.clock.monotonic_s() >= self._slow_until_s:
             return SLOW_COMMANDS
         return sum(1 for _ in takewhile(lambda record: not is_start(record), islice(records, max(0, room))))
+
+    @property
+    def _is_crowded(self) -> bool:
+        return self._node.tasks.backlog > self._node.terms().local_backlog
 
     def prepare(self, records: Sequence[InRecord]) -> Awaitable[None] | None:
         """Read the records; a definition that is not known here may be on its way."""
@@ -125,9 +129,7 @@ class Engine:
         self._begin(now_ms)
         for each in taken:
             self._obey(each)
-        if self._node.tasks.backlog > self._node.terms().local_backlog and any(
-            isinstance(t.said, Start) for t in taken
-        ):
+        if any(isinstance(each.said, Start) for each in taken):
             self._slow_until_s = self._node.clock.monotonic_s() + SLOW_S
         return self._decide_due(now_ms)
 
@@ -152,7 +154,7 @@ class Engine:
         wall_ms = min(self._timers.next_ms(), self._sweep.next_ms, self._gate.next_ms())
         now_s = clock.monotonic_s()
         steady_s = min(self._watch.next_s(), self._passivate_s)
-        if now_s < self._slow_until_s:
+        if now_s < self._slow_until_s and self._is_crowded:
             steady_s = min(steady_s, self._slow_until_s)
         return min((wall_ms - clock.now_ms()) / 1000, steady_s - now_s)
 

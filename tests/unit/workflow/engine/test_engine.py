@@ -5,17 +5,19 @@ from typing import Any
 import orjson
 import pytest
 
+from agents.engine import SLOW_COMMANDS
 from agents.engine_batch import Batch
 from agents.engine_entities import EntityCommand, EntityOutcome, GetRow, TimerChange
-from app.domain.workflow.commands import Debounce, Heartbeat, Report, RetryExecution, Signal, Start
-from app.domain.workflow.definition import Concurrency, Rate, Retry, Task
+from app.domain.workflow.commands import Cancel, Debounce, Heartbeat, Report, RetryExecution, Signal, Start
+from app.domain.workflow.definition import Concurrency, MapOver, Rate, Retry, Task
 from app.domain.workflow.events import ExecutionStarted, TaskFailed
+from app.domain.workflow.orders import TaskOrder
 from app.domain.workflow.state import Execution
-from app.ports import OutRecord
+from app.ports import OutRecord, Reported
 from app.workflow_wire import decode_run
 from config.topics import WORKFLOW_DEADLETTER, WORKFLOW_DEFINITIONS, WORKFLOW_EVENTS
 from tests.helpers.engine import started, task, workflow
-from tests.unit.workflow.engine.world import World
+from tests.unit.workflow.engine.world import HandExecutor, World
 
 LINE = workflow("line", task("a"), task("b", "a"))
 
@@ -261,6 +263,78 @@ async def test_a_retry_that_comes_to_nothing_keeps_no_place() -> None:
 
 
 # ---- attempts ----
+
+
+async def test_a_report_of_an_earlier_attempt_takes_no_watch_off_the_present_one() -> None:
+    far = task("a", queue="far", heartbeat_s=1.0, retry=Retry(attempts=3, backoff_s=0.1))
+    world = await opened(workflow("far", far))
+    world.tell(started("far", "one"))
+    await world.take(1)
+
+    async def beat(attempt: int) -> Heartbeat:
+        await world.rest()
+        order = world.orders()[-1]
+        assert order.attempt == attempt
+        said = Heartbeat(execution_id="one", task="a", item=None, attempt=attempt, token=order.token)
+        world.tell(said)
+        await world.take(1)
+        return said
+
+    async def silence() -> None:
+        for _ in range(8):
+            world.clock.ms += 500
+            await world.tick()
+
+    first = await beat(1)
+    await silence()
+    await beat(2)
+    world.tell(Report(execution_id="one", task="a", item=None, attempt=1, token=first.token))
+    await world.take(1)
+    await silence()
+    await beat(3)
+
+
+class Full(HandExecutor):
+    """Has slots, and none for the kind of task that is asked for."""
+
+    asked = 0
+
+    def submit(self, order: TaskOrder, report: Reported) -> bool:
+        self.asked += 1
+        return False
+
+
+async def test_what_no_executor_has_taken_is_not_late_and_is_asked_for_once_a_look() -> None:
+    flow = workflow("wide", task("a", timeout_s=1, map=MapOver(over="input.l", concurrency=100)))
+    world = World(flow)
+    world.executor = Full(10)
+    await world.open()
+    full = world.executor
+    assert isinstance(full, Full)
+    world.tell(started("wide", "one", {"l": list(range(50))}))
+    await world.take(1)
+    await world.rest()
+    await world.rest()
+    assert full.asked <= 2
+    world.clock.ms += 10_000
+    await world.tick()
+    assert world.state("one").status == "running"  # type: ignore[union-attr]
+
+
+async def test_a_crowded_node_takes_no_start_and_all_before_the_first_one() -> None:
+    world = await opened(LINE, local_backlog=0)
+    world.tell(*(started("line", f"e{number}") for number in range(10)))
+    await world.take(10)
+    await world.rest()
+    assert world.engine.intake(iter(world.commands)) == 0
+    world.tell(
+        Cancel(execution_id="e1", command_id="c"),
+        Signal(execution_id="e2", command_id="s", name="go"),
+        started("line", "more"),
+    )
+    assert world.engine.intake(iter(world.commands[10:])) == 2
+    world.clock.ms += 100
+    assert world.engine.intake(iter(world.commands)) == SLOW_COMMANDS
 
 
 async def test_an_executor_that_never_reports_is_given_up_after_the_timeout() -> None:

@@ -113,7 +113,7 @@ class World:
     async def open(self) -> None:
         """A new owner, whose executor runs nothing; what is left of the last one's process reaches it no more."""
         self._on_their_way.clear()
-        before, self.executor = self.executor, HandExecutor(self.executor.slots)
+        before, self.executor = self.executor, type(self.executor)(self.executor.slots)
         self.executor.made, self.executor.most_of = before.made, before.most_of
         self.publisher = LogPublisher(self.log)
         self.tables: TablePartition
