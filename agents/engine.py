@@ -27,7 +27,7 @@ from agents.engine_spans import EngineSpans
 from agents.engine_store import Executions, Live
 from agents.engine_sweep import Sweep
 from agents.engine_terms import Node, Wanted
-from agents.engine_turns import Turns
+from agents.engine_turns import Turns, Undecided
 from agents.engine_watch import Watch
 from app import metrics
 from app.domain.workflow.commands import (
@@ -178,7 +178,7 @@ class Engine:
     def conclude(self, changes: Changes, now_ms: int) -> None:
         """(3)"""
         assert isinstance(changes, Batch), "every change of an engine is a batch"
-        self._store.conclude(changes, self._node.terms(), now_ms, self._turns.unwritable)
+        self._store.conclude(changes, self._node.terms(), now_ms)
         changes.export()
         if self._turns.active != self._active_shown:
             self._active_shown = self._turns.active
@@ -387,7 +387,10 @@ class Engine:
         if live is not None and isinstance(command, RetryExecution) and (why := _cannot_retry(live)) is not None:
             self._refuse(taken, "cannot_retry", why)
         elif live is not None:
-            self._turns.decide(live, command)
+            try:
+                self._turns.decide(live, command)
+            except Undecided as error:
+                self._refuse(taken, "undecided", str(error))
         elif isinstance(command, ASKED_BY_PEOPLE) and self._store.is_broken(command.execution_id):
             self._refuse(taken, "unreadable", f"The rows of {command.execution_id!r} cannot be read.")
         elif isinstance(command, ASKED_BY_PEOPLE) and self._store.ended(command.execution_id) is None:

@@ -5,7 +5,7 @@ process, and whoever owns the partition next reads the rows.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from agents.engine_aside import UNREADABLE, Broken
@@ -18,7 +18,7 @@ from app.domain.workflow.limiter import own_limit
 from app.domain.workflow.state import Execution
 from app.domain.workflow.timers import read_timer
 from app.ports import OutRecord
-from app.workflow_wire import decode_run, encode_run
+from app.workflow_wire import decode_run, encode_events, encode_run, join_run
 from config.topics import WORKFLOW_EVENTS
 from tables import executions as rows
 from tables.executions import Header, History
@@ -28,14 +28,21 @@ from tables.partition import Changes, TablePartition
 RUN_BYTES: Final = 262_144
 
 
-class Oversize(ValueError):
-    """An event that no record can carry."""
+class Unwritable(ValueError):
+    """Events that no record can carry, or that hold a value that is no JSON. `type` is that of the failure."""
+
+    def __init__(self, type_: str, message: str) -> None:
+        super().__init__(message)
+        self.type = type_
 
 
 class Live:
-    """An execution in memory. `events` are those of the batch under way, `timers` its durable timers by name."""
+    """An execution in memory. `events` are those of the batch under way, `timers` its durable timers by name.
 
-    __slots__ = ("arrival", "events", "graph", "history", "id", "row", "state", "timers", "touched_s")
+    `encoded` are the same events, decision by decision.
+    """
+
+    __slots__ = ("arrival", "encoded", "events", "graph", "history", "id", "row", "state", "timers", "touched_s")
 
     def __init__(self, execution_id: str, graph: Graph | None, state: Execution | None, arrival: int) -> None:
         self.id = execution_id
@@ -45,6 +52,7 @@ class Live:
         self.history: History | None = None
         self.row: bytes | None = None  # the prefix under which it is on disk
         self.events: list[Event] = []
+        self.encoded: list[bytes] = []
         self.timers: dict[str, int] = {}
         self.touched_s = 0.0
 
@@ -101,9 +109,23 @@ class Executions:
         """A new execution, whose first decision is about to be made."""
         return Live(execution_id, graph, None, arrival)
 
-    def touch(self, live: Live, events: Sequence[Event], now_s: float) -> None:
+    def encode(self, live: Live, state: Execution, events: Sequence[Event], record_bytes: int) -> bytes:
+        """What `touch` needs of a decision, made before anything follows from it. Raises `Unwritable`."""
+        try:
+            encoded = encode_events(events)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise Unwritable("NotSerializable", f"a value is no JSON: {error}") from error
+        if len(encoded) > RUN_BYTES:
+            largest = max(len(self._run(live.id, state, [event])) for event in events)
+            if largest > record_bytes:
+                message = f"an event of {largest} bytes is larger than a record may be, {record_bytes}"
+                raise Unwritable("PayloadTooLarge", message)
+        return encoded
+
+    def touch(self, live: Live, events: Sequence[Event], encoded: bytes, now_s: float) -> None:
         """Its state has taken on `events`."""
         live.events += events
+        live.encoded.append(encoded)
         live.touched_s = now_s
         self._dirty[live.id] = live
         self._cache[live.id] = live
@@ -146,17 +168,10 @@ class Executions:
         self._broken.clear()
         return found
 
-    def conclude(
-        self, changes: Changes, terms: Terms, now_ms: int, unwritable: Callable[[Live, Exception], None]
-    ) -> None:
-        """Write what the batch changed: runs of events and rows. `unwritable` puts right what is no JSON."""
-        for live in list(self._dirty.values()):
-            try:
-                runs = self._runs(live, terms.record_bytes)
-            except (TypeError, ValueError, OverflowError, RecursionError) as error:
-                unwritable(live, error)
-                runs = self._runs(self._dirty[live.id], terms.record_bytes)
-            self._write(self._dirty[live.id], runs, changes, terms, now_ms)
+    def conclude(self, changes: Changes, terms: Terms, now_ms: int) -> None:
+        """Write what the batch changed: runs of events and rows."""
+        for live in self._dirty.values():
+            self._write(live, changes, terms, now_ms)
         self._dirty.clear()
         self.trim(terms)
 
@@ -202,16 +217,15 @@ class Executions:
         for run in rows.all_runs(execution_id, history, self._tables.get):
             yield from decode_run(run).events
 
-    def _write(
-        self, live: Live, runs: Sequence[tuple[bytes, int]], changes: Changes, terms: Terms, now_ms: int
-    ) -> None:
+    def _write(self, live: Live, changes: Changes, terms: Terms, now_ms: int) -> None:
         state = live.state
         assert state is not None, "an execution that was touched has a state"
         history = live.history
         if history is None:
             history = live.history = History(_header(state, live.arrival), [])
         key = live.id.encode()
-        live.events = []
+        runs = self._runs(live, state)
+        live.events, live.encoded = [], []
         for run, count in runs:
             changes.outputs.append(OutRecord(WORKFLOW_EVENTS.name, key, run, now_ms, (), self._tables.partition))
             history.append(run, count)
@@ -228,27 +242,25 @@ class Executions:
         if prefix is rows.ENDED:
             self._cache.pop(live.id, None)
 
-    def _runs(self, live: Live, record_bytes: int) -> list[tuple[bytes, int]]:
-        """The events of the batch as records, each of about `RUN_BYTES` or with one event. Raises `Oversize`."""
-        state = live.state
-        assert state is not None, "an execution that was touched has a state"
-        whole = encode_run(state.execution_id, state.workflow, state.version, self._tables.epoch, live.events)
-        if len(whole) <= RUN_BYTES:
-            return [(whole, len(live.events))]
-        runs = list(self._pieces(state, live.events))
-        largest = max(len(run) for run, _ in runs)
-        if largest > record_bytes:
-            raise Oversize(f"an event of {largest} bytes is larger than a record may be, {record_bytes}")
-        return runs
+    def _runs(self, live: Live, state: Execution) -> Sequence[tuple[bytes, int]]:
+        """The events of the batch as records, each of about `RUN_BYTES` or with one event."""
+        first_seq = live.events[0].seq
+        if sum(map(len, live.encoded)) > RUN_BYTES:
+            return list(self._pieces(live.id, state, live.events))
+        epoch = self._tables.epoch
+        return [(join_run(live.id, state.workflow, state.version, epoch, first_seq, live.encoded), len(live.events))]
 
-    def _pieces(self, state: Execution, events: Sequence[Event]) -> Iterator[tuple[bytes, int]]:
-        run = encode_run(state.execution_id, state.workflow, state.version, self._tables.epoch, events)
+    def _pieces(self, execution_id: str, state: Execution, events: Sequence[Event]) -> Iterator[tuple[bytes, int]]:
+        run = self._run(execution_id, state, events)
         if len(run) <= RUN_BYTES or len(events) == 1:
             yield run, len(events)
             return
         middle = len(events) // 2
-        yield from self._pieces(state, events[:middle])
-        yield from self._pieces(state, events[middle:])
+        yield from self._pieces(execution_id, state, events[:middle])
+        yield from self._pieces(execution_id, state, events[middle:])
+
+    def _run(self, execution_id: str, state: Execution, events: Sequence[Event]) -> bytes:
+        return encode_run(execution_id, state.workflow, state.version, self._tables.epoch, events)
 
     def trim(self, terms: Terms) -> None:
         """Forget the executions used longest ago; their rows say everything."""

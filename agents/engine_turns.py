@@ -10,12 +10,13 @@ of what the engine does itself. The time of a running attempt is watched in memo
 
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import Final, assert_never
 
 from agents.engine_batch import Batch
 from agents.engine_gate import Gate
 from agents.engine_outside import Outside
-from agents.engine_store import Executions, Live, Oversize, is_durable
+from agents.engine_store import Executions, Live, Unwritable, is_durable
 from agents.engine_terms import Node, Wanted, names_of
 from app.domain.workflow.commands import Admit, Cancel, Command, RetryExecution, Start, TaskError
 from app.domain.workflow.decide import advance
@@ -39,9 +40,14 @@ from app.domain.workflow.state import Execution
 from tables.timers import Timers, timer_key
 
 log = logging.getLogger(__name__)
+MESSAGE_LENGTH: Final = 1_000
 LOST: Final = TaskError(
     type="DefinitionLost", message="the definition of this execution is no longer registered", retryable=False
 )
+
+
+class Undecided(Exception):
+    """A bug was met with a command that leaves its execution as it was; the message says which."""
 
 
 class Turns:
@@ -100,10 +106,18 @@ class Turns:
             traceparent=command.traceparent,
             execution_id=command.execution_id,
         )
-        self._end_by_hand(live, evolve(None, started), [started], error)
+        try:
+            self._end_by_hand(live, evolve(None, started), [started], error)
+        except Unwritable:
+            # What it came with is left out: nobody but its sender knows that.
+            bare = replace(started, input=None, trigger={}, traceparent=None)
+            self._end_by_hand(live, evolve(None, bare), [bare], error)
 
     def decide(self, live: Live, command: Command) -> None:
-        """One more command for an execution, and what follows from it for others of this partition."""
+        """One more command for an execution, and what follows from it for others of this partition.
+
+        Raises `Undecided` for the retry of an execution when a bug is met.
+        """
         state, graph = live.state, live.graph
         assert state is not None, "only a start has none"
         if graph is None:
@@ -141,10 +155,14 @@ class Turns:
         own = own_limit(state.trigger)
         entry = Entry(live.id, state.workflow, state.key, state.priority, live.arrival, own=own)
         verdict = self._gate.ask(entry, graph.workflow, self.batch, self.now_ms, is_retry=True)
-        if self._advance(live, graph, command, queued=verdict.queued):
-            self.active += 1
-        else:
-            self._gate.release(live.id)
+        begun = False
+        try:
+            begun = self._advance(live, graph, command, queued=verdict.queued)
+        finally:
+            if begun:
+                self.active += 1
+            else:
+                self._gate.release(live.id)
 
     def _advance(
         self,
@@ -156,7 +174,8 @@ class Turns:
         skipped: str | None = None,
         early: bool = False,
     ) -> bool:
-        """Decide, and put every effect where it belongs; whether anything came of it."""
+        """Decide, and put every effect where it belongs; whether anything came of it. Raises `Undecided`."""
+        terms = self._node.terms()
         try:
             state, events = advance(
                 live.state,
@@ -166,16 +185,17 @@ class Turns:
                 self._node.expressions,
                 queued=queued,
                 skipped=skipped,
-                limits=self._node.terms().limits,
+                limits=terms.limits,
                 place=self._outside.place,
             )
+            if state is None or not events:
+                return False
+            encoded = self._store.encode(live, state, events, terms.record_bytes)
         except Exception as error:  # noqa: BLE001 - one execution must not stop a partition for ever
             self._break_off(live, command, error)
             return True
-        if state is None or not events:
-            return False
         live.state = state
-        self._record(live, graph, state, events, effects(state, events, graph), early=early)
+        self._record(live, graph, state, events, encoded, effects(state, events, graph), early=early)
         return True
 
     def _record(
@@ -184,11 +204,12 @@ class Turns:
         graph: Graph | None,
         state: Execution,
         events: list[Event],
+        encoded: bytes,
         made: tuple[Effect, ...],
         *,
         early: bool = False,
     ) -> None:
-        self._store.touch(live, events, self._node.clock.monotonic_s())
+        self._store.touch(live, events, encoded, self._node.clock.monotonic_s())
         if graph is not None:
             self.batch.count(events, graph)
         asked_ms = state.asked_at if isinstance(events[0], ExecutionStarted) else 0
@@ -289,10 +310,17 @@ class Turns:
     # ---- what cannot be decided ----
 
     def _break_off(self, live: Live, command: Command, error: Exception) -> None:
-        """The core met a bug: this execution fails with that, the partition goes on."""
+        """The core met a bug, or its events cannot be written: this execution fails with that, the partition goes on.
+
+        The decision leaves nothing behind. Raises `Undecided` when the execution had ended before.
+        """
         self.say_broken(live, error)
         self._store.reload(live, live.events)
-        failure = TaskError(type="Engine", message=f"{command.type} could not be decided: {error}", retryable=False)
+        if isinstance(error, Unwritable):
+            failure = TaskError(type=error.type, message=_plain(str(error)), retryable=False)
+        else:
+            message = _plain(f"{command.type} could not be decided: {error}")
+            failure = TaskError(type="Engine", message=message, retryable=False)
         if live.state is None:
             assert isinstance(command, Start), "only a start has no state"
             self.active -= 1
@@ -300,32 +328,8 @@ class Turns:
             self.stillborn(command, failure)
         elif not live.state.is_over:
             self._end_by_hand(live, live.state, [], failure)
-
-    def unwritable(self, live: Live, error: Exception) -> None:
-        """The events of this batch hold a value that is no JSON: they are dropped, and the execution fails."""
-        self.say_broken(live, error)
-        state = live.state
-        assert state is not None, "what is written has a state"
-        live.events.clear()
-        self._store.reload(live, ())
-        if isinstance(error, Oversize):
-            failure = TaskError(type="PayloadTooLarge", message=str(error), retryable=False)
-        else:
-            failure = TaskError(type="NotSerializable", message=f"a value is no JSON: {error}", retryable=False)
-        if live.state is not None:
-            self._end_by_hand(live, live.state, [], failure)
-            return
-        start = Start(
-            execution_id=live.id,
-            workflow=state.workflow,
-            version=state.version,
-            key=state.key,
-            at_ms=state.asked_at,
-            parent=state.parent,
-            notify=state.notify,
-        )
-        self.active -= 1
-        self.stillborn(start, failure)
+        elif isinstance(command, RetryExecution):
+            raise Undecided(failure.message) from error
 
     def say_broken(self, live: Live, error: Exception) -> None:
         """Log a bug with the names of the execution that met it."""
@@ -340,6 +344,13 @@ class Turns:
 
     def _end_by_hand(self, live: Live, state: Execution, events: list[Event], error: TaskError) -> None:
         ended = ExecutionEnded(seq=state.seq, at=max(self.now_ms, state.at), status="failed", error=error)
+        events = [*events, ended]
+        encoded = self._store.encode(live, state, events, self._node.terms().record_bytes)
         state = live.state = fold([ended], state) or state
         made = Ended("failed", None, error, None, "", state.parent, state.notify)
-        self._record(live, None, state, [*events, ended], (CancelWork(None, None), made))
+        self._record(live, None, state, events, encoded, (CancelWork(None, None), made))
+
+
+def _plain(text: str) -> str:
+    """Text that a record can carry, whatever it says."""
+    return text[:MESSAGE_LENGTH].encode(errors="replace").decode()

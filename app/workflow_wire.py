@@ -94,6 +94,28 @@ def encode_run(execution_id: str, workflow: str, version: str, epoch: int, event
     )
 
 
+def encode_events(events: Sequence[Event]) -> bytes:
+    """The events of one decision as they are in a run: commas between them, nothing around them."""
+    return _encoder.encode(events)[1:-1]
+
+
+def join_run(
+    execution_id: str, workflow: str, version: str, epoch: int, first_seq: int, encoded: Sequence[bytes]
+) -> bytes:
+    """As `encode_run`, of decisions that `encode_events` has encoded."""
+    head = _encoder.encode(
+        {
+            "execution_id": execution_id,
+            "workflow": workflow,
+            "version": version,
+            "epoch": epoch,
+            "first_seq": first_seq,
+            "events": (),
+        }
+    )
+    return b"".join((head[:-2], b",".join(encoded), b"]}"))
+
+
 def encode_order(order: TaskOrder) -> bytes:
     """One attempt for a worker."""
     return _encoder.encode(order)

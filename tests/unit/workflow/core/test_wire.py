@@ -97,6 +97,9 @@ def test_run_is_read_as_it_was_written(made: list[Any], epoch: int, name: str) -
     run = tuple(type(event)(**{**_fields(event), "seq": 7 + n}) for n, event in enumerate(made))
     read = wire.decode_run(wire.encode_run("e", name, "v", epoch, run))
     assert read == wire.Run("e", name, "v", epoch, 7, run)
+    for cut in range(1, len(run)):
+        joined = wire.join_run("e", name, "v", epoch, 7, [wire.encode_events(part) for part in (run[:cut], run[cut:])])
+        assert joined == wire.encode_run("e", name, "v", epoch, run)
 
 
 def _fields(event: Event) -> dict[str, Any]:
