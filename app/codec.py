@@ -18,6 +18,10 @@ from app.domain.rollup import Late, Rollup
 from app.domain.signal_record import Signal
 from app.wire import healthy_sample
 
+DEPTH_MAX = 100
+# orjson writes 254 levels: within so many lists it writes DEPTH_MAX more, which measures at the speed of C.
+_SHELL = 254 - DEPTH_MAX
+
 CE_TYPE_SAMPLE = "headrace.telemetry.sample.v1"
 
 # ---- encode
@@ -221,6 +225,20 @@ def _not_json(value: bytes, error: orjson.JSONDecodeError) -> Rejected:
     if "infinity" in str(error):
         return Rejected("not_finite", str(error))
     return Rejected("malformed_json", str(error))
+
+
+def is_too_deep(value: bytes, decoded: Any) -> bool:
+    """Whether the lists and objects of a JSON text are nested more than `DEPTH_MAX` deep: not all of us could write it."""
+    # Most texts have fewer brackets in all than may be nested.
+    if value.count(b"[") + value.count(b"{") <= DEPTH_MAX:
+        return False
+    for _ in range(_SHELL):
+        decoded = [decoded]
+    try:
+        orjson.dumps(decoded)
+    except orjson.JSONEncodeError:
+        return True
+    return False
 
 
 def decode_command(value: bytes | None) -> DeviceCommand | CommandRefused:

@@ -10,9 +10,8 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-DEPTH_MAX: Final = 100
-# orjson writes 254 levels: within so many lists it writes DEPTH_MAX more, which measures at the speed of C.
-_SHELL: Final = 254 - DEPTH_MAX
+from app.codec import DEPTH_MAX, is_too_deep
+
 _JSON: Final = b"application/json"
 # What clients say of JSON; the form is what `curl -d` says of any body.
 _SAID_OF_JSON: Final = frozenset({"", "application/json", "application/x-www-form-urlencoded"})
@@ -33,21 +32,9 @@ def strict_json(body: bytes) -> Any:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise NotJson(f"The body is not JSON: {error}.") from error
-    # Most bodies have fewer brackets in all than may be nested.
-    if body.count(b"[") + body.count(b"{") > DEPTH_MAX and is_too_deep(value):
+    if is_too_deep(body, value):
         raise NotJson(f"The body may be nested {DEPTH_MAX} levels deep at most.")
     return value
-
-
-def is_too_deep(value: Any) -> bool:
-    """Whether lists and objects are nested more than `DEPTH_MAX` deep."""
-    for _ in range(_SHELL):
-        value = [value]
-    try:
-        orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return True
-    return False
 
 
 def wrong_type(said: str) -> str | None:

@@ -32,3 +32,11 @@ def test_rollups_of_short_windows_are_left_out_and_refused_by_nobody() -> None:
     kept = [row for record in records for row in to_rows(record)]
     assert {row.row["window_ms"] for row in kept if not isinstance(row, str)} == {10_000}
     assert all(to_rows(record) == () for record in records if b'"window_ms":1000,' in record.value)
+
+
+def test_what_could_not_be_written_again_is_no_row_but_has_a_reason() -> None:
+    record = rollup_records()[0]
+    for depth in (101, 300, 1000):
+        deep = record.value[:-1] + b',"x":' + b"[" * depth + b"]" * depth + b"}"
+        odd = SimpleNamespace(topic="device.rollups", partition=0, offset=9, value=deep)
+        assert "levels deep" in str(rows_of(["device.rollups"])(odd))

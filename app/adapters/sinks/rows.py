@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from app.codec import DEPTH_MAX, is_too_deep
 from app.domain.sink_rows import IdentifiedRow, reading_rows, rollup_row, signal_row
 from app.errors import UserError
 from app.ports import InRecord, SinkRow
@@ -40,6 +41,8 @@ def rows_of(
             decoded = orjson.loads(record.value)
         except orjson.JSONDecodeError as error:
             return f"not JSON: {error}"
+        if is_too_deep(record.value, decoded):
+            return f"nested more than {DEPTH_MAX} levels deep"
         if min_window_ms and _is_shorter(decoded, min_window_ms):
             return ()
         read = readers[record.topic](decoded)

@@ -9,7 +9,8 @@ import pytest
 
 from app.adapters.execution_reader import ExecutionReader, Wanted
 from app.adapters.execution_store import ExecutionStore
-from app.http.strict import DEPTH_MAX, NotJson, strict_json, wrong_type
+from app.codec import DEPTH_MAX
+from app.http.strict import NotJson, strict_json, wrong_type
 from tests.helpers.executions import run, started
 from tests.unit.http.test_executions_api import PATH, Api
 
