@@ -1,6 +1,7 @@
 """One HTTP request of a task: bounded in time and size, its failures told apart."""
 
 import asyncio
+import ssl
 import zlib
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
@@ -45,8 +46,8 @@ async def fetch(request: Request, resources: Resources) -> Response:
     """Send one request. Raises `TaskFailed`.
 
     Types: `HttpStatus` (500 and above, 408, 425, 429 are retryable), `HttpTimeout`, `HttpUnavailable`,
-    `PrivateAddress`, `InvalidUrl`, `InvalidRequest`, `InvalidResponse`, `TooLarge`. `must_fit` False cuts a body that
-    is too large.
+    `HttpCertificate`, `PrivateAddress`, `InvalidUrl`, `InvalidRequest`, `InvalidResponse`, `TooLarge`. `must_fit`
+    False cuts a body that is too large.
     """
     url = _url(request)
     hides_url = False
@@ -75,6 +76,8 @@ async def _fetch(request: Request, url: httpx.URL, resources: Resources, span: C
         raise TaskFailed("HttpTimeout", f"{_where(url)} did not answer: {error or type(error).__name__}") from error
     except httpx.HTTPError as error:
         text = str(error) or type(error).__name__
+        if _is_of_certificate(error):
+            raise TaskFailed("HttpCertificate", f"{_where(url)} is not trusted: {text}", retryable=False) from error
         raise TaskFailed("HttpUnavailable", f"{_where(url)} does not answer: {text}") from error
 
 
@@ -154,7 +157,20 @@ def _url(request: Request) -> httpx.URL:
         raise TaskFailed("InvalidUrl", f"the url cannot be read: {error}", retryable=False) from error
     if url.scheme not in {"http", "https"} or not url.host:
         raise TaskFailed("InvalidUrl", "the url must begin with http:// or https:// and name a host", retryable=False)
+    if url.port is not None and not 0 < url.port < 65_536:
+        raise TaskFailed("InvalidUrl", f"there is no port {url.port}", retryable=False)
     return url
+
+
+def _is_of_certificate(error: BaseException | None) -> bool:
+    """The client wraps what its libraries raise, more than once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _where(url: httpx.URL) -> str:
