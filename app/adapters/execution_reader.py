@@ -169,6 +169,15 @@ class ExecutionReader:
 
         return self.ask(question)
 
+    def outcome(self, execution_id: str) -> dict[str, Any] | None:
+        """The same of an execution that has ended; None while it has not."""
+
+        def question(db: sqlite3.Connection) -> dict[str, Any] | None:
+            row = _get(db, execution_id)
+            return {**row.document(), **_folded(db, row)} if row is not None and row.final else None
+
+        return self.ask(question)
+
     def counts(self) -> dict[str, int]:
         """How many executions there are of each status that has not ended."""
         query = "SELECT status, count(*) FROM executions WHERE status < ? GROUP BY status"

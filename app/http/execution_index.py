@@ -249,9 +249,9 @@ class ExecutionIndex:
             while (left_s := ends_s - loop.time()) > 0:
                 if not await watcher.changed(left_s):
                     return None
-                row = await self.ask(self.reader.get, execution_id)
-                if row is not None and row.final:
-                    return orjson.dumps(await self.ask(self.reader.detail, execution_id))
+                outcome = await self.ask(self.reader.outcome, execution_id)
+                if outcome is not None:
+                    return orjson.dumps(outcome)
         return None
 
     async def first(self, execution_id: str) -> Accepted | None:
