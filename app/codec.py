@@ -228,7 +228,7 @@ def _not_json(value: bytes, error: orjson.JSONDecodeError) -> Rejected:
 
 
 def is_too_deep(value: bytes, decoded: Any) -> bool:
-    """Whether the lists and objects of a JSON text are nested more than `DEPTH_MAX` deep: not all of us could write it."""
+    """Whether the lists and objects of a JSON text are nested more than `DEPTH_MAX` deep; not all could write it."""
     # Most texts have fewer brackets in all than may be nested.
     if value.count(b"[") + value.count(b"{") <= DEPTH_MAX:
         return False
