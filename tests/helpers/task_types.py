@@ -215,7 +215,8 @@ def done(call: TaskCall[Params]) -> Any:
         case "count":
             return [len(call.rows), type(call.rows[0]).__name__]
         case "call":
-            return {"key": call.idempotency_key, "attempt": call.attempt, "context": dict(call.context)}
+            names = {"key": call.idempotency_key, "attempt": call.attempt, "traceparent": call.traceparent}
+            return {**names, "context": dict(call.context)}
         case "raise":
             raise ValueError(value)
         case "fail badly":

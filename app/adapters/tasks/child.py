@@ -118,6 +118,7 @@ def _run(registry: Types, line: _Line, job: dict[str, Any]) -> Any:
         deadline_ms=job["deadline_ms"],
         heartbeat=line.heartbeat,
         cancelled=line.cancelled.is_set,
+        traceparent=job.get("traceparent"),
     )
     return task_type.run_sync(call)
 

@@ -248,6 +248,7 @@ class Executor:
             "idempotency_key": order.idempotency_key,
             "attempt": order.attempt,
             "deadline_ms": order.deadline_ms,
+            "traceparent": order.traceparent,
         }
         encoded = await encode(job, _NO_LIMIT, "the call")
         async with self._processes.process() as process:
@@ -271,6 +272,7 @@ class Executor:
             heartbeat=heartbeat,
             cancelled=lambda: run.cancelled,
             resources=self._resources,
+            traceparent=order.traceparent,
         )
 
     async def _kept(self, encoded: bytes) -> Any:

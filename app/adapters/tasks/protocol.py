@@ -62,7 +62,8 @@ class TaskCall(Generic[P]):
     `idempotency_key`: the same for every attempt and delivery of this piece of work: make effects under it.
     `deadline_ms`: the wall clock (ms UTC) at which the attempt is given up. `heartbeat()` tells the engine that a
     long attempt is alive; `cancelled()` is true when it should stop: a thread has to look by itself, a coroutine
-    is cancelled. `resources` are shared by all tasks of the process; None in a task process.
+    is cancelled. `traceparent`: the attempt in its trace, to send along with what the type calls (None: there is no
+    trace). `resources` are shared by all tasks of the process; None in a task process.
     """
 
     params: P
@@ -74,6 +75,7 @@ class TaskCall(Generic[P]):
     heartbeat: Callable[[], None] = _nothing
     cancelled: Callable[[], bool] = _never
     resources: Resources | None = None
+    traceparent: str | None = None
 
     @property
     def shared(self) -> Resources:

@@ -9,7 +9,8 @@ import pytest
 from app.adapters.tasks.spans import enter, first_word, sql_call
 from app.errors import TaskFailed
 from tests.helpers.task_calls import Tasks, tasks
-from tests.helpers.task_types import order
+from tests.helpers.task_types import executor, order
+from tests.helpers.task_types import run as carried_out
 from tests.helpers.tracing import Spans, collector
 
 ABOVE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
@@ -142,3 +143,10 @@ def test_of_a_database_neither_user_nor_password_is_told() -> None:
 @pytest.mark.parametrize(("query", "word"), [(" select 1", "SELECT"), ("with a as (…)", "WITH"), ("(select", "QUERY")])
 def test_a_query_is_named_by_what_it_does(query: str, word: str) -> None:
     assert first_word(query) == word
+
+
+@pytest.mark.parametrize("kind", ["test.async", "test.blocking", "test.process"])
+async def test_a_plug_in_is_told_the_context_to_pass_on(kind: str) -> None:
+    async with executor() as running:
+        report = await carried_out(running, order(kind, "call", traceparent=ABOVE, attempt=2))
+    assert (report.error, report.result["traceparent"], report.result["attempt"]) == (None, ABOVE, 2)
