@@ -75,8 +75,9 @@ SIDES = (
     Side(
         OURS,
         _ours,
-        "every transition on a changelog and an event topic, acks=all, idempotent, acknowledged before the next task "
-        "begins; state in RocksDB (WAL on, no fsync); started by POST of batches of 100, alone by POST with ?wait",
+        "a start is acknowledged before its 202 and its first task, each result before the task that follows it; a "
+        "changelog and an event topic, acks=all, idempotent; state in RocksDB (WAL on, no fsync); started by POST of "
+        "batches of 100, alone by POST with ?wait",
     ),
     Side(
         "restate",
