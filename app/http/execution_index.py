@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import msgspec
 import orjson
 
 import app
@@ -251,7 +252,7 @@ class ExecutionIndex:
                     return None
                 outcome = await self.ask(self.reader.outcome, execution_id)
                 if outcome is not None:
-                    return orjson.dumps(outcome)
+                    return msgspec.json.encode(outcome)
         return None
 
     async def first(self, execution_id: str) -> Accepted | None:

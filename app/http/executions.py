@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
 import orjson
 from fastapi import APIRouter, Body, Header, HTTPException, Path, Query
 from starlette.responses import Response
@@ -99,7 +100,8 @@ def _add_reads(router: APIRouter, access: Access) -> None:
         found = await index.known(index.reader.detail, execution_id)
         if found is None:
             raise missing(execution_id)
-        return _json(found)
+        # A result may be nested as deep as orjson writes, and here it lies one level deeper.
+        return Response(msgspec.json.encode(found), media_type=_JSON)
 
     @router.get(
         "/{execution_id}/history",

@@ -86,3 +86,15 @@ async def test_the_input_of_a_first_execution_is_known_by_its_fingerprint(api: A
     found = await api.index.first("b")
     assert found is not None
     assert (found.execution_id, found.input_print) == ("b-p3", fingerprint({"x": 2, "y": [1]}))
+
+
+async def test_an_execution_whose_result_is_as_deep_as_may_be_is_shown(api: Api, tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(253):
+        deep = [deep]
+    store = ExecutionStore(tmp_path)
+    store.apply([], [run("d", started(given=deep))], [])
+    store.close()
+    api.index._open.set()
+    answer = await api.ask("GET", f"{PATH}/d")
+    assert (answer.status_code, answer.json()["input"]) == (200, deep)
