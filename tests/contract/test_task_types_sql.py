@@ -12,6 +12,7 @@ from aiomysql.connection import CLIENT
 
 from app.adapters.sinks.sql import SqlLimits, engine_of, with_driver
 from app.errors import TaskFailed
+from tests.contract.test_http_sink import listening
 from tests.helpers.databases import DatabaseServer, free_port, mariadb_server, postgresql_server
 from tests.helpers.sinks import driver_url, sql_rows, sql_run
 from tests.helpers.task_calls import Tasks, tasks
@@ -221,6 +222,33 @@ async def test_a_server_that_was_started_anew_costs_no_attempt(
         assert await asyncio.gather(*(run.run("source.sql", **query) for _ in range(3))) == [[{"x": 1}]] * 3
 
 
+@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+@pytest.mark.parametrize(("type_", "asked"), [("source.sql", {"query": "select 1 as x"}), ("sink.sql", {"table": "t"})])
+async def test_a_server_that_falls_silent_is_given_up_and_one_that_speaks_nonsense_is_told(
+    tmp_path: Path, kind: str, type_: str, asked: dict[str, str]
+) -> None:
+    ended = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ended.wait()
+        writer.close()
+
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
+        await reader.read(1)
+        writer.close()
+
+    async with tasks(tmp_path) as run:
+        for talk, wanted in ((silent, {"SqlTimeout"}), (nonsense, {"SqlUnavailable", "SqlFailed"})):
+            async with listening(talk) as address:
+                url = f"{kind}://nobody:s3cret@{address.removeprefix('http://').rstrip('/')}/x"
+                failed = await run.failure(type_, [{"a": 1}], url=url, timeout_s=0.5 if talk is silent else 20, **asked)
+                ended.set()
+            assert failed.type in wanted
+            assert failed.retryable
+            assert "s3cret" not in str(failed)
+
+
 async def test_a_wrong_password_is_not_worth_another_attempt(
     postgresql_server: DatabaseServer, mariadb_server: DatabaseServer, tmp_path: Path
 ) -> None:
@@ -233,7 +261,7 @@ async def test_a_wrong_password_is_not_worth_another_attempt(
 
 async def test_a_url_of_no_database_is_refused(tmp_path: Path) -> None:
     async with tasks(tmp_path) as run:
-        for url in ("oracle://x", "no url at all", "postgresql"):
+        for url in ("oracle://x", "no url at all", "postgresql", "mysql://h:port/x", "postgresql://h:99999/x"):
             failed = await run.failure("source.sql", url=url, query="select 1 as x")
             assert (failed.type, failed.retryable) == ("InvalidUrl", False)
 

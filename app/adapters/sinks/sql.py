@@ -165,7 +165,9 @@ def with_driver(name: str, text: str) -> URL:
     try:
         url = make_url(text)
         driver = DRIVERS[url.get_backend_name()]
-    except (SQLAlchemyError, KeyError) as error:
+        if url.port is not None and not 0 < url.port < 65_536:
+            raise ValueError("no port has this number")
+    except (SQLAlchemyError, KeyError, ValueError) as error:
         known = ", ".join(sorted(DRIVERS))
         where = f"sink {name}: its url" if name else "the url"
         raise UserError(f"{where} is not one of a database we know ({known})") from error

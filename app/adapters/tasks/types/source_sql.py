@@ -1,5 +1,6 @@
 """The task type source.sql: the rows of a query on SQLite, PostgreSQL, MySQL or MariaDB."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
@@ -58,7 +59,8 @@ class SqlSource:
         with asked as span, translated(timeout_s):
             engine = await call.shared.engine(params.url, read_only=True)
             _look_for_file(params.url)
-            async with engine.connect() as connection:
+            # The way to the server is part of the time, and the login, at which a server may fall silent.
+            async with asyncio.timeout(timeout_s), engine.connect() as connection:
                 rows = await bounded(connection, _rows(connection, statement, params, budget), timeout_s)
             if span is not None:
                 span.attributes["db.response.returned_rows"] = len(rows)
