@@ -30,7 +30,7 @@ class WorkflowSettings(Section):
     profile: Profile = setting(
         "high-throughput",
         description="What passivate_after_s, chunk_events and transaction_commands are where they are not set:"
-        " high-throughput 7200, 200, 500; low-latency 1800, 50, 100.",
+        " high-throughput 7200, 200, 500; low-latency 1800, 50, 100. Partitions are kafka.partitions under both.",
     )
     local_tasks: bool = setting(
         default=True,
