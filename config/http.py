@@ -187,6 +187,17 @@ class HttpSettings(Section):
         ge=1,
         le=65535,
     )
+    rate_per_s: float = setting(
+        0.0,
+        description="Requests besides starts that one client (API key, or address) may make; more are answered 429."
+        " 0 sets no limit.",
+        unit="requests/s",
+        ge=0,
+        le=1_000_000,
+    )
+    rate_burst: int = setting(
+        200, description="Requests that a client may make at once after a rest.", unit="requests", ge=1, le=1_000_000
+    )
     page_size: int = setting(
         100, description="Items of a page when the caller names no limit.", unit="records", ge=1, le=1000
     )

@@ -1,13 +1,17 @@
-"""Pure ASGI layers round an application: measurement, body limit, request timeout, HEAD."""
+"""Pure ASGI layers round an application: measurement, body limit, timeout, rate, HEAD."""
 
 import asyncio
+import hashlib
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http import problems
+from app.http.rate import Rates
 from app.metrics import HTTP_DURATION, HTTP_REQUESTS
 
 
@@ -101,6 +105,35 @@ class HeadAsGet:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         await self._app({**scope, "method": "GET"}, receive, headers_only)
+
+
+class RateLimited:
+    """Answers 429 to a client that asks more often than it may; health and metrics may always be asked."""
+
+    def __init__(self, app: ASGIApp, rates: Rates, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._app = app
+        self._rates = rates
+        self._monotonic_s = monotonic_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wait_s = 0.0
+        if scope["type"] == "http" and scope["path"].startswith("/api/"):
+            wait_s = self._rates.take(client_of(scope), 1, self._monotonic_s())
+        if wait_s <= 0:
+            await self._app(scope, receive, send)
+            return
+        detail = f"More requests than one client may make; try again in {wait_s:.1f} s."
+        headers = {"Retry-After": str(math.ceil(wait_s))}
+        await problems.response(429, detail, scope["path"], headers=headers)(scope, receive, send)
+
+
+def client_of(scope: Scope) -> str:
+    """Who asks: its API key, of which only a digest is kept, else its address."""
+    for name, value in scope["headers"]:
+        if name in {b"authorization", b"x-api-key"}:
+            return hashlib.sha256(value).hexdigest()
+    client = scope.get("client")
+    return str(client[0] if client else "")
 
 
 def _declared_length(scope: Scope) -> int:

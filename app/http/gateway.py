@@ -22,7 +22,7 @@ from app.adapters.tasks.registry import Registry
 from app.adapters.topic_reader import TopicReader
 from app.adapters.workflow_letters import LetterIndex
 from app.http import ops, problems
-from app.http.asgi import HeadAsGet, Limited
+from app.http.asgi import HeadAsGet, Limited, RateLimited
 from app.http.backfills import backfills_router
 from app.http.config import document
 from app.http.dead_letters import dead_letters_router
@@ -34,6 +34,7 @@ from app.http.executions import executions_router
 from app.http.forward import ForwardView
 from app.http.health import Check, HealthRegistry
 from app.http.openapi import complete
+from app.http.rate import Rates
 from app.http.read_model import ReadModel
 from app.http.reads import Reads
 from app.http.rollups import rollups_router
@@ -99,8 +100,11 @@ def api_app(
     complete(api)
     problems.install(api)
     api.add_exception_handler(RequestValidationError, on_invalid_request)
+    served: ASGIApp = api
+    if settings.rate_per_s:
+        served = RateLimited(api, Rates(settings.rate_per_s, settings.rate_burst))
     limited = HeadAsGet(
-        Limited(api, body_limit_bytes=settings.body_limit_bytes, request_timeout_s=settings.request_timeout_s)
+        Limited(served, body_limit_bytes=settings.body_limit_bytes, request_timeout_s=settings.request_timeout_s)
     )
     if access is None:
         return limited

@@ -35,6 +35,7 @@ _ALWAYS: Final = {
     "422": "A field is not valid; `errors` names each.",
     "503": "Not all has been read yet, or there was no answer in time; Retry-After says when to come again.",
 }
+_OFTEN: Final = {"429": "More requests than one client may make; Retry-After says when to come again."}
 _OF_BODIES: Final = {"413": "The body is too large.", "415": "The body is called something else than JSON."}
 
 
@@ -71,7 +72,7 @@ def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
 
 
 def _add_problems(operation: Document, *, takes_body: bool) -> None:
-    for code, description in {**_ALWAYS, **(_OF_BODIES if takes_body else {})}.items():
+    for code, description in {**_ALWAYS, **_OFTEN, **(_OF_BODIES if takes_body else {})}.items():
         operation["responses"].setdefault(code, {"description": description})
 
 

@@ -1,7 +1,6 @@
 """The routes that start executions, as bare ASGI: at thousands a second every layer of a framework counts."""
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import PublishFailed, Unavailable
 from app.http import problems
+from app.http.asgi import client_of
 from app.http.execution_ids import repeatable_id
 from app.http.rate import Rates
 from app.http.start import (
@@ -257,14 +257,12 @@ def start_route(scope: Scope) -> tuple[str, str] | None:
 
 def _requested(workflow: str, scope: Scope) -> Requested:
     """Raises `Refused` 400 for an option that there is not, 415 for a body that is not JSON."""
-    key = traceparent = api_key = None
+    key = traceparent = None
     for name, value in scope["headers"]:
         if name == b"idempotency-key":
             key = text_option(value.decode("latin-1"), "Idempotency-Key")
         elif name == b"traceparent" and len(value) == _TRACEPARENT_CHARS and value.isascii():
             traceparent = value.decode()
-        elif name in {b"authorization", b"x-api-key"}:
-            api_key = value
         elif name == b"content-type" and (wrong := wrong_type(value.decode("latin-1"))) is not None:
             raise Refused(415, wrong, field="Content-Type")
     query = scope["query_string"]
@@ -272,9 +270,7 @@ def _requested(workflow: str, scope: Scope) -> Requested:
     if unknown := options.keys() - _OPTIONS:
         known = ", ".join(sorted(_OPTIONS))
         raise Refused(400, f"There is no option {min(unknown)}; there are {known}.", field=f"query.{min(unknown)}")
-    client = scope.get("client")
-    who = hashlib.sha256(api_key).hexdigest() if api_key else str(client[0] if client else "")
-    return Requested(workflow, options, key, traceparent, who)
+    return Requested(workflow, options, key, traceparent, client_of(scope))
 
 
 def _with_options(asked: Asked, requested: Requested) -> Asked:

@@ -258,3 +258,14 @@ async def test_openapi_gives_every_answer_a_shape_and_an_example(api):
     paths = document["paths"]
     assert paths["/api/v1/devices/{device_id}/commands"]["post"]["responses"].keys() >= {"202", "404", "422", "503"}
     assert "/metrics" in paths
+
+
+async def test_a_client_that_asks_too_often_is_told_when_to_come_again():
+    api = Api(rate_per_s=0.001, rate_burst=2)
+    for _ in range(2):
+        assert (await api.get("/api/v1/devices")).status_code == 200
+    answer = await api.get("/api/v1/devices")
+    _is_problem(answer, 429)
+    assert int(answer.headers["retry-after"]) > 0
+    assert (await api.get("/api/v1/devices", headers={"x-api-key": "another"})).status_code == 200
+    assert (await api.get("/health")).status_code != 429
