@@ -13,7 +13,7 @@ from app.adapters.tasks.registry import Registry
 from app.definitions.models import CONTROL_PARAMS, WorkflowShape
 from app.domain.workflow.backfill import BackfillCancel, BackfillStart
 from app.domain.workflow.events import EVENT_TYPES
-from app.domain.workflow.orders import TaskOrder
+from app.domain.workflow.orders import Recall, TaskOrder
 from app.domain.workflow.schedule import (
     EntityTold,
     ScheduleDelete,
@@ -48,7 +48,11 @@ def schemas() -> dict[str, Schema]:
             [*Told.__args__, *ENTITY_COMMANDS],
         ),
         "workflow-events": _events(),
-        "workflow-task": _one_of("Task order", "One attempt of a task, for a worker of its queue.", [TaskOrder]),
+        "workflow-task": _one_of(
+            "Task order or recall",
+            "One attempt of a task, for a worker of its queue; or what is called back of an execution's attempts.",
+            [TaskOrder, Recall],
+        ),
         "workflow-dead-letter": _dead_letter(),
     }
 

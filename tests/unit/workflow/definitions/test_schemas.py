@@ -13,8 +13,8 @@ from app.definition_wire import Definition, registration, version_of
 from app.definitions.schemas import schemas
 from app.domain.workflow import commands
 from app.domain.workflow.events import Event, ExecutionEnded, ExecutionStarted, MapExpanded, TaskFailed, TaskSucceeded
-from app.domain.workflow.orders import TaskOrder
-from app.workflow_wire import encode_command, encode_order, encode_run
+from app.domain.workflow.orders import Recall, TaskOrder
+from app.workflow_wire import encode_command, encode_order, encode_recall, encode_run
 from config.schemas import rendered
 from config.topics import WORKFLOW_TOPICS
 from tests.unit.workflow.definitions.test_reading import WHOLE
@@ -111,3 +111,5 @@ def test_events_and_orders_hold_to_the_schema() -> None:
         context={},
     )
     validator("workflow-task").validate(orjson.loads(encode_order(order)))
+    recall = Recall(execution_id="e", recalls_before=7, task="t")
+    validator("workflow-task").validate(orjson.loads(encode_recall(recall)))
