@@ -23,11 +23,12 @@ from agents.engine_gate import BEGINS, Gate
 from agents.engine_intake import Taken, Unreadable, is_start, read
 from agents.engine_keeper import EntityKeeper
 from agents.engine_outside import Outside
+from agents.engine_pace import AT_ONCE, a_few
 from agents.engine_spans import EngineSpans
 from agents.engine_store import Executions, Live
 from agents.engine_sweep import Sweep
 from agents.engine_terms import Node, Wanted
-from agents.engine_turns import Turns, Undecided
+from agents.engine_turns import Turns, Undecided, cannot_retry
 from agents.engine_watch import Watch
 from app import metrics
 from app.domain.workflow.commands import (
@@ -58,8 +59,6 @@ log = logging.getLogger(__name__)
 # Past the backlog of `workflow.local_backlog`: so few starts, so often.
 SLOW_COMMANDS: Final = 2
 SLOW_S: Final = 0.05
-TIMERS_AT_ONCE: Final = 500
-RECOVERED_AT_ONCE: Final = 500
 PASSIVATE_S: Final = 1.0
 ASKED_BY_PEOPLE = Cancel | Pause | Resume | Signal | RetryExecution
 
@@ -202,6 +201,9 @@ class Engine:
         """What runs here is ended and not reported: the next owner orders it."""
         self.closed = True
         self._node.tasks.drop(self)
+        for line in (self._inbox, self._in_hand, self._lost):
+            line.clear()
+        self._store.clear()
         metrics.WORKFLOW_ACTIVE.labels(str(self.partition)).set(0)
 
     # ---- agents.engine_terms.Owner ----
@@ -270,8 +272,8 @@ class Engine:
             self._order_some()
         self._turns.batch = Batch()
         was_ms, self._turns.now_ms = self._turns.now_ms, now_ms
-        for _ in range(min(len(self._lost), RECOVERED_AT_ONCE)):
-            self._give_up(self._lost.popleft())
+        for execution_id in a_few(self._lost, self._node.clock):
+            self._give_up(execution_id)
         if now_ms < was_ms - CLOCK_BACK_MS:
             self._keeper.look_again()
         self._timers.refill(now_ms)
@@ -295,7 +297,8 @@ class Engine:
             self._turns.active -= 1
 
     def _fire(self, now_ms: int) -> None:
-        for timer in self._timers.due(now_ms, TIMERS_AT_ONCE):
+        due = deque(self._timers.due(now_ms, AT_ONCE))
+        for timer in a_few(due, self._node.clock):
             metrics.WORKFLOW_TIMER_LAG.observe(max(0, now_ms - timer.due_ms) / 1000)
             self._turns.batch.unset(timer.key)
             if is_entity(timer.owner):
@@ -305,6 +308,9 @@ class Engine:
             if live is not None:
                 live.timers.pop(timer.name, None)
                 self._turns.decide(live, TimerFired(execution_id=live.id, name=timer.name, due_ms=timer.due_ms))
+        for timer in due:
+            if self._row(timer.key) is not None:
+                self._timers.set(timer.key)
         for late in self._watch.overdue(self._node.clock.monotonic_s()):
             live = self._store.get(late.execution_id)
             if live is not None:
@@ -384,7 +390,7 @@ class Engine:
         live = self._store.get(command.execution_id)
         if live is None and isinstance(command, RetryExecution):
             live = self._store.read_ended(command.execution_id)
-        if live is not None and isinstance(command, RetryExecution) and (why := _cannot_retry(live)) is not None:
+        if live is not None and isinstance(command, RetryExecution) and (why := cannot_retry(live)) is not None:
             self._refuse(taken, "cannot_retry", why)
         elif live is not None:
             try:
@@ -445,8 +451,7 @@ class Engine:
 
     def _order_some(self) -> None:
         """(5), its second half: so many at a time that the loop, and the lease, live on."""
-        for _ in range(min(len(self._in_hand), RECOVERED_AT_ONCE)):
-            execution_id, next_seq = self._in_hand.popleft()
+        for execution_id, next_seq in a_few(self._in_hand, self._node.clock):
             live = self._store.get(execution_id)
             if live is not None:
                 self._order_anew(live, next_seq)
@@ -478,15 +483,3 @@ class Engine:
             if isinstance(effect, Dispatch) and effect.token < next_seq:
                 queue = graph.nodes[effect.task].task.queue
                 self._node.tasks.offer(self, Wanted(live.id, state.workflow, state.priority, queue, effect, 0))
-
-
-def _cannot_retry(live: Live) -> str | None:
-    """Why an execution that never could be cannot be tried again either."""
-    state = live.state
-    if state is None or not state.is_over or state.tasks:
-        return None
-    if live.graph is None:
-        return f"The definition of {state.execution_id!r} is not registered."
-    if state.error is not None and state.error.type == "PayloadTooLarge":
-        return f"The input of {state.execution_id!r} was refused: start it anew with a smaller one."
-    return None

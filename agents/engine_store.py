@@ -39,10 +39,22 @@ class Unwritable(ValueError):
 class Live:
     """An execution in memory. `events` are those of the batch under way, `timers` its durable timers by name.
 
-    `encoded` are the same events, decision by decision.
+    `encoded` are the same events, decision by decision; `size` is that of its history, in bytes.
     """
 
-    __slots__ = ("arrival", "encoded", "events", "graph", "history", "id", "row", "state", "timers", "touched_s")
+    __slots__ = (
+        "arrival",
+        "encoded",
+        "events",
+        "graph",
+        "history",
+        "id",
+        "row",
+        "size",
+        "state",
+        "timers",
+        "touched_s",
+    )
 
     def __init__(self, execution_id: str, graph: Graph | None, state: Execution | None, arrival: int) -> None:
         self.id = execution_id
@@ -54,6 +66,7 @@ class Live:
         self.events: list[Event] = []
         self.encoded: list[bytes] = []
         self.timers: dict[str, int] = {}
+        self.size = 0
         self.touched_s = 0.0
 
 
@@ -64,6 +77,7 @@ class Executions:
         self._tables = tables
         self._graphs = graphs
         self._cache: OrderedDict[str, Live] = OrderedDict()
+        self._cached_bytes = 0
         self._dirty: dict[str, Live] = {}
         self._broken: dict[str, Broken] = {}
         aside = tables.range(rows.ASIDE, bytes((rows.ASIDE[0] + 1,)))
@@ -71,6 +85,11 @@ class Executions:
 
     def __len__(self) -> int:
         return len(self._cache)
+
+    @property
+    def cached_bytes(self) -> int:
+        """The size of the histories whose executions are in memory."""
+        return self._cached_bytes
 
     def get(self, execution_id: str) -> Live | None:
         """A live execution, or one that ended in the batch under way; None when there is none."""
@@ -86,7 +105,7 @@ class Executions:
             return None
         live = self._read(execution_id, rows.LIVE, row)
         if live is not None:
-            self._cache[execution_id] = live
+            self._keep(live)
         return live
 
     def ended(self, execution_id: str) -> Header | None:
@@ -128,7 +147,7 @@ class Executions:
         live.encoded.append(encoded)
         live.touched_s = now_s
         self._dirty[live.id] = live
-        self._cache[live.id] = live
+        self._keep(live)
 
     @property
     def is_changed(self) -> bool:
@@ -182,9 +201,24 @@ class Executions:
             live = next(iter(self._cache.values()))
             if live.touched_s > before_s:
                 break
-            del self._cache[live.id]
+            self._let_go(live)
             gone += 1
         return gone
+
+    def clear(self) -> None:
+        """Forget everything: the rows are another owner's."""
+        self._cache.clear()
+        self._dirty.clear()
+        self._cached_bytes = 0
+
+    def _keep(self, live: Live) -> None:
+        if live.id not in self._cache:
+            self._cache[live.id] = live
+            self._cached_bytes += live.size
+
+    def _let_go(self, live: Live) -> None:
+        if self._cache.pop(live.id, None) is not None:
+            self._cached_bytes -= live.size
 
     # ---- rows ----
 
@@ -198,12 +232,21 @@ class Executions:
     def _load(self, execution_id: str, prefix: bytes, row: bytes) -> Live:
         history = rows.history_of(row)
         header = history.header
-        state = fold(self.events(execution_id, history))
+        size = 0
+
+        def events() -> Iterator[Event]:
+            nonlocal size
+            for run in rows.all_runs(execution_id, history, self._tables.get):
+                size += len(run)
+                yield from decode_run(run).events
+
+        state = fold(events())
         assert state is not None, "a row holds at least the start"
         graph = self._graphs.get(header.workflow, header.version)
         live = Live(execution_id, graph, state, header.arrival)
         live.history = history
         live.row = prefix
+        live.size = size
         if graph is not None:
             live.timers = {
                 each.name: each.due_ms
@@ -226,6 +269,10 @@ class Executions:
         key = live.id.encode()
         runs = self._runs(live, state)
         live.events, live.encoded = [], []
+        grown = sum(len(run) for run, _ in runs)
+        live.size += grown
+        if live.id in self._cache:
+            self._cached_bytes += grown
         for run, count in runs:
             changes.outputs.append(OutRecord(WORKFLOW_EVENTS.name, key, run, now_ms, (), self._tables.partition))
             history.append(run, count)
@@ -240,7 +287,7 @@ class Executions:
         changes.put(prefix + key, history.to_bytes())
         live.row = prefix
         if prefix is rows.ENDED:
-            self._cache.pop(live.id, None)
+            self._let_go(live)
 
     def _runs(self, live: Live, state: Execution) -> Sequence[tuple[bytes, int]]:
         """The events of the batch as records, each of about `RUN_BYTES` or with one event."""
@@ -263,9 +310,11 @@ class Executions:
         return encode_run(execution_id, state.workflow, state.version, self._tables.epoch, events)
 
     def trim(self, terms: Terms) -> None:
-        """Forget the executions used longest ago; their rows say everything."""
-        while len(self._cache) > terms.cache_executions:
-            self._cache.popitem(last=False)
+        """Forget the executions used longest ago; their rows say everything. However large it is, one stays."""
+        while len(self._cache) > terms.cache_executions or (
+            self._cached_bytes > terms.cache_bytes and len(self._cache) > 1
+        ):
+            self._let_go(next(iter(self._cache.values())))
 
     def reload(self, live: Live, also: Iterable[Event]) -> None:
         """Its state anew from rows and from the events of the batch: a decision broke off half way."""

@@ -20,7 +20,8 @@ LOCAL_QUEUE: Final = "default"
 
 
 class Terms(NamedTuple):
-    """The bounds of the engine; replaced whole when settings change. `cache_executions` are those of one partition.
+    """The bounds of the engine; replaced whole when settings change. `cache_executions` and `cache_bytes` are for one
+    partition.
 
     A record larger than `record_bytes` cannot be sent.
     """
@@ -31,6 +32,7 @@ class Terms(NamedTuple):
     local_tasks: bool = True
     local_backlog: int = 5_000
     cache_executions: int = 20_000
+    cache_bytes: int = 268_435_456
     passivate_after_s: float = 7_200
     chunk_bytes: int = 8_192
     chunk_events: int = 200

@@ -108,10 +108,11 @@ class Turns:
         )
         try:
             self._end_by_hand(live, evolve(None, started), [started], error)
-        except Unwritable:
+        except Unwritable as cause:
             # What it came with is left out: nobody but its sender knows that.
             bare = replace(started, input=None, trigger={}, traceparent=None)
-            self._end_by_hand(live, evolve(None, bare), [bare], error)
+            failure = replace(error, type=cause.type, message=_plain(f"{error.message} ({cause})"))
+            self._end_by_hand(live, evolve(None, bare), [bare], failure)
 
     def decide(self, live: Live, command: Command) -> None:
         """One more command for an execution, and what follows from it for others of this partition.
@@ -354,3 +355,15 @@ class Turns:
 def _plain(text: str) -> str:
     """Text that a record can carry, whatever it says."""
     return text[:MESSAGE_LENGTH].encode(errors="replace").decode()
+
+
+def cannot_retry(live: Live) -> str | None:
+    """Why an execution that never could be cannot be tried again either."""
+    state = live.state
+    if state is None or not state.is_over or state.tasks:
+        return None
+    if live.graph is None:
+        return f"The definition of {state.execution_id!r} is not registered."
+    if state.error is not None and state.error.type == "PayloadTooLarge":
+        return f"The input of {state.execution_id!r} was refused: start it anew with a smaller one."
+    return None

@@ -55,6 +55,14 @@ class WorkflowSettings(Section):
         description="Live executions kept decoded in memory, one coordinator; the others are read when something"
         " happens to them.",
     )
+    cache_bytes: int = setting(
+        268_435_456,
+        ge=1_048_576,
+        le=1 << 40,
+        unit="bytes",
+        description="Histories, as JSON, whose executions are kept decoded in memory, one coordinator; decoded they"
+        " take a few times as much.",
+    )
     passivate_after_s: float | None = setting(
         None,
         gt=0,

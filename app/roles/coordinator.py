@@ -1,7 +1,7 @@
 """The role `coordinator`: the engine of workflows, its tasks, its schedules and the triggers."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from agents.engine import Engine
@@ -121,6 +121,7 @@ def terms_of(settings: Settings, partitions: int) -> Terms:
         local_tasks=workflow.local_tasks,
         local_backlog=workflow.local_backlog,
         cache_executions=max(100, workflow.cache_executions // max(1, partitions)),
+        cache_bytes=max(1_048_576, workflow.cache_bytes // max(1, partitions)),
         passivate_after_s=workflow.passivate_after_s or profile.passivate_after_s,
         chunk_bytes=workflow.chunk_bytes,
         chunk_events=workflow.chunk_events or profile.chunk_events,
@@ -186,10 +187,16 @@ def _watch(context: Context, app: App, stage: Stage) -> None:
     context.health.watch("engine", lambda: Progress(sum(app.lags().values()) if stage.ready else 0, stage.processed))
 
 
-async def _export_mailboxes(stage: Stage, engines: Mapping[int, Engine]) -> None:
-    """Keep `workflow_mailbox_depth` up to date."""
+async def _export_mailboxes(stage: Stage, engines: MutableMapping[int, Engine]) -> None:
     while True:
-        for partition, engine in engines.items():
-            waiting = 0 if engine.closed else stage.waiting(partition) + engine.waiting
-            metrics.WORKFLOW_MAILBOX.labels(str(partition)).set(waiting)
+        export_mailboxes(stage, engines)
         await asyncio.sleep(MAILBOX_INTERVAL_S)
+
+
+def export_mailboxes(stage: Stage, engines: MutableMapping[int, Engine]) -> None:
+    """Bring `workflow_mailbox_depth` up to date, and let go of the engines of partitions that went."""
+    for partition, engine in list(engines.items()):
+        waiting = 0 if engine.closed else stage.waiting(partition) + engine.waiting
+        metrics.WORKFLOW_MAILBOX.labels(str(partition)).set(waiting)
+        if engine.closed:
+            del engines[partition]

@@ -110,5 +110,9 @@ async def test_a_start_that_no_record_can_carry_is_recorded_without_its_input() 
     assert none is not None
     assert small is not None
     assert (big.status, big.error and big.error.type, big.input) == ("failed", "PayloadTooLarge", None)
-    assert (none.status, none.error and none.error.type, none.input) == ("failed", "UnknownWorkflow", None)
+    assert (none.status, none.error and none.error.type, none.input) == ("failed", "PayloadTooLarge", None)
+    assert "no workflow 'nobody'" in str(none.error)
     assert (small.status, world.engine.active) == ("succeeded", 0)
+    world.tell(*(RetryExecution(execution_id=name, command_id="r") for name in ("big", "none")))
+    await world.drain(forward_ms=500)
+    assert refused(world) == ["cannot_retry", "cannot_retry"], "what it came with is not known any more"
