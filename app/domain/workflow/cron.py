@@ -131,7 +131,9 @@ class Cron:
         due = at + timedelta(seconds=60 - wall.second) - timedelta(microseconds=wall.microsecond)
         while True:
             wall = due.astimezone(self.zone)
-            if not self.holds_on(wall.date()):
+            if not self.holds_on(wall.date()) and wall.hour < 2 and self.holds_on(wall.date() - DAY):
+                due += MINUTE  # a clock that goes back now shows the end of the day before once more
+            elif not self.holds_on(wall.date()):
                 midnight = datetime.combine(self._next_day(wall.date()), datetime.min.time())
                 # A repeated hour may lie before midnight: the last stretch is walked.
                 due = max(due + MINUTE, first_reached(midnight, self.zone) - 120 * MINUTE)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.domain.workflow.cron import ALIASES, Cron, CronError, parse_cron
@@ -82,6 +82,7 @@ EXPRESSIONS = st.tuples(a_field(0, 59), a_field(0, 23), st.just("*"), st.just("*
 HOURS_OF_THE_NIGHT = st.tuples(a_field(0, 59), a_field(0, 4), st.just("* * *")).map(" ".join)
 
 
+@example("* * * * 6", ("America/St_Johns", datetime(2010, 11, 6, 12)))  # 00:01 on Sunday is 23:01 on Saturday again
 @given(st.one_of(EXPRESSIONS, HOURS_OF_THE_NIGHT), st.sampled_from(CHANGES))
 def test_what_is_due_is_what_a_walk_over_every_minute_finds(text: str, change: tuple[str, datetime]) -> None:
     zone, begins = change
