@@ -44,7 +44,7 @@ def make_venv() -> None:
 
 def install(lock: Path, what: str) -> None:
     ways = ([*way, "--require-hashes", "-r", str(lock)] for way in installers())
-    # pip compiles what it installs. Without, where Python may write no bytecode, each process takes 6 s to start, not 1.
+    # pip compiles what it installs. Else, where Python may write no bytecode, a process takes 6 s to start, not 1.
     run_first([[*way, "--compile-bytecode"] if Path(way[0]).name == "uv" else way for way in ways], what)
 
 
