@@ -12,9 +12,11 @@ The order, which is the guarantee:
 import logging
 from collections import deque
 from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, takewhile
 from typing import Final
 
+from agents.engine_again import Again
 from agents.engine_aside import Broken, put_aside
 from agents.engine_batch import Batch
 from agents.engine_debounce import judge, mark_key
@@ -87,6 +89,8 @@ class Engine:
         self._slow_until_s = 0.0
         self._passivate_s = node.clock.monotonic_s() + PASSIVATE_S
         self._active_shown = -1
+        self._early_s = node.clock.monotonic_s() + terms.early_after_s
+        self._again = Again(tables)
         self._is_new = True
         self._in_hand: deque[tuple[str, int]] = deque()
         self._lost: deque[str] = deque()
@@ -160,7 +164,7 @@ class Engine:
     def early(self, changes: Changes) -> bool:
         """(2), see `agents.engine_turns`: begin the attempts that need not wait, unless this owner may be none."""
         assert isinstance(changes, Batch), "every change of an engine is a batch"
-        if not changes.early or not self._tables.is_owned:
+        if not changes.early or not self._tables.is_owned or self._node.clock.monotonic_s() < self._early_s:
             return False
         wanted, changes.early = changes.early, []
         for each in wanted:
@@ -218,6 +222,8 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - one execution must not stop a partition for ever
             self._cannot_order(live, wanted.dispatch, error)
             return None
+        if wanted.apart:
+            order = replace(order, isolated=True)
         return order if self._spans is None else self._spans.marked(order)
 
     def began(self, order: TaskOrder) -> None:
@@ -268,9 +274,9 @@ class Engine:
 
     def _begin(self, now_ms: int) -> None:
         self._is_new = False
-        if self._in_hand:
-            self._order_some()
         self._turns.batch = Batch()
+        if self._in_hand:
+            self._order_some(now_ms)
         was_ms, self._turns.now_ms = self._turns.now_ms, now_ms
         for execution_id in a_few(self._lost, self._node.clock):
             self._give_up(execution_id)
@@ -449,12 +455,14 @@ class Engine:
             extra={"action": "engine_recovered"},
         )
 
-    def _order_some(self) -> None:
+    def _order_some(self, now_ms: int) -> None:
         """(5), its second half: so many at a time that the loop, and the lease, live on."""
         for execution_id, next_seq in a_few(self._in_hand, self._node.clock):
             live = self._store.get(execution_id)
             if live is not None:
-                self._order_anew(live, next_seq)
+                self._order_anew(live, next_seq, now_ms)
+        if not self._in_hand:
+            self._again.forget(self._turns.batch)
         self._store.trim(self._node.terms())
 
     def _restore_place(self, execution_id: str, header: Header) -> None:
@@ -474,12 +482,14 @@ class Engine:
         graph = self._node.graphs.get(workflow, "")
         return None if graph is None else policy_of(graph.workflow)
 
-    def _order_anew(self, live: Live, next_seq: int) -> None:
-        """Order what was begun before event `next_seq`; what was begun since is ordered when it is durable."""
-        state, graph = live.state, live.graph
+    def _order_anew(self, live: Live, next_seq: int, now_ms: int) -> None:
+        """Order what was begun before event `next_seq`; what was begun since is ordered by what began it."""
+        state, graph, batch = live.state, live.graph, self._turns.batch
         if state is None or graph is None:
             return
+        apart = self._again.note(live.id, batch, now_ms)
         for effect in outstanding(state, graph):
             if isinstance(effect, Dispatch) and effect.token < next_seq:
                 queue = graph.nodes[effect.task].task.queue
-                self._node.tasks.offer(self, Wanted(live.id, state.workflow, state.priority, queue, effect, 0))
+                wanted = Wanted(live.id, state.workflow, state.priority, queue, effect, 0, apart)
+                batch.dispatches.append(wanted)

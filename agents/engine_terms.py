@@ -23,7 +23,8 @@ class Terms(NamedTuple):
     """The bounds of the engine; replaced whole when settings change. `cache_executions` and `cache_bytes` are for one
     partition.
 
-    A record larger than `record_bytes` cannot be sent.
+    A record larger than `record_bytes` cannot be sent. Nothing begins early (decision 0014) within `early_after_s` of
+    a takeover: what ended the owner before must be durable when it begins again.
     """
 
     limits: Limits = LIMITS
@@ -38,12 +39,16 @@ class Terms(NamedTuple):
     chunk_events: int = 200
     retention_ms: int = 86_400_000
     sweep_executions: int = 500
+    early_after_s: float = 5.0
     timer_lookahead_ms: int = 60_000
     timers_in_memory: int = 10_000
 
 
 class Wanted(NamedTuple):
-    """An attempt that may begin. `asked_ms` is 0 but for the first one of an execution."""
+    """An attempt that may begin. `asked_ms` is 0 but for the first one of an execution.
+
+    `apart`: owners have ended with it in hand (`agents.engine_again`).
+    """
 
     execution_id: str
     workflow: str
@@ -51,6 +56,7 @@ class Wanted(NamedTuple):
     queue: str
     dispatch: Dispatch
     asked_ms: int
+    apart: bool = False
 
 
 def names_of(state: Execution) -> dict[str, str]:

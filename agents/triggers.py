@@ -19,6 +19,7 @@ import orjson
 
 from agents.stage import StageBatch
 from app import metrics
+from app.codec import DEPTH_MAX, is_too_deep
 from app.domain.workflow.commands import Debounce, Start
 from app.domain.workflow.definition import TopicTrigger, Workflow
 from app.domain.workflow.expressions import ExpressionError, Expressions
@@ -107,6 +108,10 @@ class Triggers:
                 value = orjson.loads(record.value)
             except orjson.JSONDecodeError as error:
                 self._bury(decided, record, None, "malformed_json", str(error), now_ms)
+                continue
+            if is_too_deep(record.value, value):
+                detail = f"Lists and objects are nested more than {DEPTH_MAX} deep."
+                self._bury(decided, record, None, "too_deep", detail, now_ms)
                 continue
             self._of_record(decided, record, value, subscribed, now_ms)
         return decided
@@ -220,7 +225,10 @@ class Triggers:
 
     def _fitting(self, given: Any) -> Any:
         """The input, when it is not too large. Raises `ExpressionError`."""
-        size = len(orjson.dumps(given))
+        try:
+            size = len(orjson.dumps(given))
+        except TypeError as error:  # an expression can nest deeper than JSON, or give a number that it has not
+            raise ExpressionError(f"The input cannot be written as JSON: {error}") from error
         if size > self._input_bytes:
             raise ExpressionError(f"The input has {size} bytes, and {self._input_bytes} are the most.")
         return given

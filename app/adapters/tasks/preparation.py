@@ -80,7 +80,7 @@ class Preparation:
     def kind(self, order: TaskOrder) -> Kind | None:
         """Where it will run, as far as that is known before it is prepared."""
         shape = self._shapes.get((order.workflow, order.version, order.task, order.type))
-        return shape.kind if shape is not None else None
+        return _place(order, shape.task_type, shape.kind) if shape is not None and shape.kind is not None else None
 
     async def prepare(self, order: TaskOrder) -> tuple[Prepared, Callable[[str], str]]:
         """(1) to (5), and what hides this attempt's secrets. Raises what the steps raise."""
@@ -99,6 +99,7 @@ class Preparation:
         if shape.params is not None:
             kind = shape.kind
             assert kind is not None
+            kind = _place(order, shape.task_type, kind)
             return Prepared(shape.task_type, kind, shape.params, shape.given, rows, context), redact_text
         given: Any = shape.given
         redact: Callable[[str], str] = redact_text
@@ -114,7 +115,8 @@ class Preparation:
             params = shape.task_type.params_model.model_validate(given)  # (5)
         except Exception as error:
             raise Unprepared(error, redact) from error
-        return Prepared(shape.task_type, kind_of(shape.task_type, params), params, given, rows, context), redact
+        kind = _place(order, shape.task_type, kind_of(shape.task_type, params))
+        return Prepared(shape.task_type, kind, params, given, rows, context), redact
 
     # ---- parts ----
 
@@ -195,6 +197,11 @@ def holds_reference(result: Any) -> bool:
     if type(result) is list:
         return any(map(is_reference, result))
     return is_reference(result)
+
+
+def _place(order: TaskOrder, task_type: TaskType, kind: Kind) -> Kind:
+    """Where an attempt runs: in a task process when it may have ended the process that it was in before."""
+    return "process" if order.isolated and getattr(task_type, "runs_strangers", False) else kind
 
 
 def _names(context: Mapping[str, Any], needs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ class TaskOrder:
     `params` still holds expressions and secret references; `context` is what expressions see:
     {"input", "needs": {task: result}, "trigger", "execution": {"id", "workflow", "attempt", "task"}, and in a map
     "item" and "index"}. `deadline_ms` is the wall clock at which the engine gives the attempt up.
+    `isolated`: the process that had this attempt before has died, perhaps of it; a stranger's code then runs in a
+    process of its own.
     """
 
     execution_id: str
@@ -30,6 +32,7 @@ class TaskOrder:
     queue: str = "default"
     priority: int = 0
     traceparent: str | None = None
+    isolated: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property

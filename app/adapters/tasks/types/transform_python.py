@@ -50,6 +50,7 @@ class PythonTransform:
     params_model = PythonParams
     kind: Kind = "process"
     pure = False
+    runs_strangers = True
 
     def kind_of(self, params: PythonParams) -> Kind:
         """By `mode`; auto looks at the source."""

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 
 from agents.engine import SLOW_COMMANDS
+from agents.engine_again import AGAIN, SHORT_MS
 from agents.engine_batch import Batch
+from agents.engine_terms import Wanted
 from app.domain.workflow.commands import Cancel, Debounce, Heartbeat, Report, Signal, Start
 from app.domain.workflow.definition import Concurrency, MapOver, Retry
+from app.domain.workflow.effects import Dispatch
 from app.domain.workflow.events import TaskFailed
 from app.domain.workflow.orders import TaskOrder
 from app.ports import Reported
@@ -243,3 +246,35 @@ async def test_a_value_that_is_no_json_fails_its_execution_and_no_other() -> Non
     assert good is not None
     assert bad.error is not None
     assert (bad.status, bad.error.type, good.status) == ("failed", "NotSerializable", "succeeded")
+
+
+async def test_what_two_owners_ended_with_comes_apart_and_is_forgotten_when_it_has_ended() -> None:
+    world = await opened(LINE)
+    world.tell(started("line", "one"), started("line", "two"))
+    await world.take(2)
+    world.executor.end(1)
+    await world.tick()  # of `two` another task is in hand: it is noted all the same
+    for crash, apart in ((1, False), (2, True), (3, True)):
+        await world.crash()
+        await world.tick()
+        orders = [order for order, _ in world.executor.running.values()]
+        assert [order.isolated for order in orders] == [apart] * 2, crash
+        assert len(world.rows(AGAIN)) == 2
+    world.clock.ms += SHORT_MS
+    await world.crash()
+    await world.tick()
+    assert not any(order.isolated for order, _ in world.executor.running.values())
+    await world.drain()
+    await world.crash()
+    world.tell(started("line", "three"))
+    await world.take(1)
+    await world.crash()
+    await world.tick()
+    assert [bytes(key) for key in world.rows(AGAIN)] == [AGAIN + b"three"]
+
+
+async def test_nothing_begins_early_right_after_a_takeover() -> None:
+    world = await opened(LINE, early_after_s=5.0)
+    assert not world.engine.early(await decided(world, started("line", "one")))
+    world.clock.ms += 5_000
+    assert world.engine.early(Batch(early=[Wanted("one", "line", 0, "default", Dispatch("a", None, 1, 1), 0)]))

@@ -101,7 +101,7 @@ class World:
         self.commands: list[Record] = []
         self.executor = HandExecutor(slots)
         self.definitions = KnownWorkflows(*workflows)
-        self.terms = Terms(**terms)
+        self.terms = Terms(**{"early_after_s": 0.0, **terms})
         self.failures: list[BaseException] = []
         self.make_entities: MakeEntities | None = None
         self.tracing: Tracing | None = None

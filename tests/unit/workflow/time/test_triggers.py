@@ -215,6 +215,14 @@ def test_what_cannot_be_used_is_a_dead_letter_and_the_rest_goes_on() -> None:
     assert letters(decided(listens(), records=records[3:], input_bytes=10)) == [("no_start", "w")]
 
 
+def test_what_is_nested_too_deep_is_a_dead_letter_and_no_end_of_the_engine() -> None:
+    deep = a_signal(more=None)[:-1] + b',"deep":' + b"[" * 300 + b"]" * 300 + b"}"
+    wide = listens("wide", input={"n": "record.n * 1000000000 * 1000000000 * 10"})
+    assert letters(decided(listens(), records=[Record(value=deep)])) == [("too_deep", None)]
+    (found,) = letters(decided(wide, records=[Record(value=a_signal(n=10))]))
+    assert found == ("no_start", "wide")
+
+
 @pytest.mark.parametrize(
     "value", [b"1", b"null", b'"text"', b"[1, 2]", b'{"trigger": 7}', b'{"trigger": {"workflow": 1}}']
 )
