@@ -88,7 +88,7 @@ class Engine:
         self._taken: list[Taken] = []
         self._slow_until_s = 0.0
         self._passivate_s = node.clock.monotonic_s() + PASSIVATE_S
-        self._active_shown = -1
+        self._gauge = metrics.WORKFLOW_ACTIVE.labels(str(self.partition))
         self._early_s = node.clock.monotonic_s() + terms.early_after_s
         self._again = Again(tables)
         self._is_new = True
@@ -147,7 +147,11 @@ class Engine:
             self._passivate_s = now_s + PASSIVATE_S
             self._store.passivate(now_s - self._node.terms().passivate_after_s)
         batch = self._decide_due(now_ms)
-        return None if batch.is_empty and not self._store.is_changed else batch
+        if not batch.is_empty or self._store.is_changed:
+            return batch
+        self._store.trim(self._node.terms())
+        self._gauge.set(self._turns.active)
+        return None
 
     def tick_in_s(self) -> float:
         """0 when something waits, else until the next timer."""
@@ -183,9 +187,7 @@ class Engine:
         assert isinstance(changes, Batch), "every change of an engine is a batch"
         self._store.conclude(changes, self._node.terms(), now_ms)
         changes.export()
-        if self._turns.active != self._active_shown:
-            self._active_shown = self._turns.active
-            metrics.WORKFLOW_ACTIVE.labels(str(self.partition)).set(self._active_shown)
+        self._gauge.set(self._turns.active)
 
     def settled(self, changes: Changes, now_ms: int) -> None:  # noqa: ARG002 - the seam's
         """(4)"""
@@ -208,7 +210,7 @@ class Engine:
         for line in (self._inbox, self._in_hand, self._lost):
             line.clear()
         self._store.clear()
-        metrics.WORKFLOW_ACTIVE.labels(str(self.partition)).set(0)
+        self._gauge.set(0)
 
     # ---- agents.engine_terms.Owner ----
 

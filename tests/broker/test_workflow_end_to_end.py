@@ -149,9 +149,11 @@ def test_the_command_line_starts_watches_and_retries(system: System, capsys: pyt
 def test_an_idempotent_start_happens_once(system: System) -> None:
     key = {"Idempotency-Key": str(uuid.uuid4())}
     path = "/api/v1/workflows/double/execute?wait=30"
-    answers = [system.http.post(path, json={"rows": [{"n": number}]}, headers=key).json() for number in range(3)]
+    answers = [system.http.post(path, json={"rows": [{"n": 0}]}, headers=key).json() for _ in range(3)]
     assert len({answer["execution_id"] for answer in answers}) == 1
     assert [answer["input"] for answer in answers] == [{"rows": [{"n": 0}]}] * 3
+    other = system.http.post(path, json={"rows": [{"n": 1}]}, headers=key)
+    assert (other.status_code, "Idempotency-Key" in other.text) == (422, True), other.text
 
 
 def test_a_batch_runs_whole(system: System) -> None:
