@@ -1,0 +1,231 @@
+"""A TCP proxy that misbehaves on command: late, slow, silent, reset, or cut between request and answer.
+
+One `Link` listens on one port and forwards to one target. What it does to traffic is its `Weather`, which may be
+replaced at any time; what it has done is counted, so that a fault that met no traffic is known to prove nothing.
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, Self
+
+HOST: Final = "127.0.0.1"
+_CHUNK_BYTES: Final = 65_536
+# Chunks on their way in one direction: enough for the delay times the rate of these tests.
+_QUEUE_CHUNKS: Final = 256
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of zero seconds: close sends RST
+
+State = Literal["open", "hole", "down"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What is done to traffic. `hole`: taken and never passed on. `down`: refused. Each latency is of one direction."""
+
+    state: State = "open"
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    bytes_per_s: float = 0.0
+
+
+CLEAR: Final = Weather()
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a link has seen and done."""
+
+    connections: int = 0
+    up_bytes: int = 0
+    down_bytes: int = 0
+    blocked_bytes: int = 0
+    delayed_chunks: int = 0
+    refused: int = 0
+    resets: int = 0
+    cuts: int = 0
+
+
+class Link:
+    """One listener with one target; use as a context manager."""
+
+    def __init__(self, port: int, target_port: int, chance: random.Random, name: str = "") -> None:
+        self.port = port
+        self.name = name or f"{port}→{target_port}"
+        self.weather = CLEAR
+        self.counts = Counts()
+        self._target_port = target_port
+        self._chance = chance
+        self._cuts_left = 0
+        self._server: asyncio.Server | None = None
+        self._pairs: set[_Pair] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, HOST, self.port)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._server is not None, "entered"
+        self._server.close()
+        for pair in list(self._pairs):
+            pair.close()
+        await asyncio.gather(*(pair.task for pair in self._pairs if pair.task), return_exceptions=True)
+        await self._server.wait_closed()
+
+    def reset(self) -> int:
+        """Reset every connection; how many there were."""
+        pairs = list(self._pairs)
+        for pair in pairs:
+            pair.close()
+        self.counts.resets += len(pairs)
+        return len(pairs)
+
+    def cut_answers(self, count: int) -> None:
+        """Of the next requests, let so many through and reset the connection before their answers."""
+        self._cuts_left = count
+
+    def take_cut(self) -> bool:
+        """Whether an answer that comes now is to be cut."""
+        if self._cuts_left <= 0:
+            return False
+        self._cuts_left -= 1
+        self.counts.cuts += 1
+        return True
+
+    @property
+    def is_cutting(self) -> bool:
+        return self._cuts_left > 0
+
+    def delay_s(self) -> float:
+        """How late the next chunk is."""
+        weather = self.weather
+        if not weather.latency_s:
+            return 0.0
+        self.counts.delayed_chunks += 1
+        return max(0.0, weather.latency_s + self._chance.uniform(-weather.jitter_s, weather.jitter_s))
+
+    @asynccontextmanager
+    async def under(self, weather: Weather) -> AsyncIterator[Counts]:
+        """This weather while the block lasts. A hole ends with a reset: what it swallowed is gone from the stream."""
+        before, self.weather = self.weather, weather
+        if weather.state == "down":
+            self.reset()
+        try:
+            yield self.counts
+        finally:
+            self.weather = before
+            if weather.state == "hole":
+                self.reset()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.counts.connections += 1
+        if self.weather.state == "down":
+            self.counts.refused += 1
+            _reset(writer)
+            return
+        pair = _Pair(self, reader, writer)
+        self._pairs.add(pair)
+        pair.task = asyncio.current_task()
+        try:
+            await pair.run(self._target_port)
+        finally:
+            pair.close()
+            self._pairs.discard(pair)
+
+
+class _Pair:
+    """A client's connection and ours to the target."""
+
+    def __init__(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._link = link
+        self._reader, self._writer = reader, writer
+        self._upstream: asyncio.StreamWriter | None = None
+        self._asked = False  # while answers are cut: a request went through and waits for its answer
+        self.task: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+
+    async def run(self, target_port: int) -> None:
+        """Until either side ends."""
+        try:
+            reader, self._upstream = await asyncio.open_connection(HOST, target_port)
+        except OSError:
+            return  # nobody listens there; the client learns it by the reset
+        ways = [
+            asyncio.create_task(self._pass(self._reader, self._upstream, upward=True)),
+            asyncio.create_task(self._pass(reader, self._writer, upward=False)),
+            asyncio.create_task(self._ended.wait()),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    def close(self) -> None:
+        """Reset both sides."""
+        self._ended.set()
+        for writer in (self._writer, self._upstream):
+            if writer is not None:
+                _reset(writer)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, upward: bool) -> None:
+        """One direction: chunks are read at once and written when they are due."""
+        due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE_CHUNKS)
+        writing = asyncio.create_task(self._write(due, writer))
+        loop = asyncio.get_running_loop()
+        link, counts = self._link, self._link.counts
+        try:
+            with contextlib.suppress(ConnectionError):
+                while chunk := await reader.read(_CHUNK_BYTES):
+                    if link.weather.state == "hole":
+                        counts.blocked_bytes += len(chunk)
+                        continue
+                    if upward:
+                        counts.up_bytes += len(chunk)
+                        self._asked = link.is_cutting
+                    elif self._asked and link.take_cut():
+                        return
+                    else:
+                        counts.down_bytes += len(chunk)
+                    await due.put((loop.time() + link.delay_s(), chunk))
+                    if writing.done():
+                        return
+            await _emptied(due, writing)
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    async def _write(self, due: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            at_s, chunk = await due.get()
+            rate = self._link.weather.bytes_per_s
+            wait_s = max(at_s - loop.time(), len(chunk) / rate if rate else 0.0)
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            writer.write(chunk)
+            await writer.drain()
+            due.task_done()
+
+
+async def _emptied(due: asyncio.Queue[tuple[float, bytes]], writing: asyncio.Task[None]) -> None:
+    """Return when all that was read is written, or cannot be."""
+    joining = asyncio.create_task(due.join())
+    try:
+        await asyncio.wait({joining, writing}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        joining.cancel()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close with RST, as a machine does that has lost the connection."""
+    taken: socket.socket | None = writer.get_extra_info("socket")
+    if taken is not None:
+        with contextlib.suppress(OSError):
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    writer.transport.abort()
