@@ -3,6 +3,7 @@
 from pydantic import model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from config.cluster import ClusterSettings
 from config.device import DeviceSettings
 from config.embedded import EmbeddedSettings
 from config.health import HealthSettings
@@ -51,6 +52,7 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = setting(MetricsSettings(), description="The Prometheus port.")
     profiling: ProfilingSettings = setting(ProfilingSettings(), description="The profiling port.")
     supervisor: SupervisorSettings = setting(SupervisorSettings(), description="One process a role.")
+    cluster: ClusterSettings = setting(ClusterSettings(), description="This node among the others.")
     tracing: TracingSettings = setting(TracingSettings(), description="Traces of workflows.")
     log: LogSettings = setting(LogSettings(), description="The log.")
 
