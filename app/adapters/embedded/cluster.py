@@ -49,17 +49,17 @@ class EmbeddedKafka:
         settings: EmbeddedSettings,
         *,
         nodes: int = 1,
-        overrides: Mapping[str, str] | None = None,
+        overrides: Mapping[str, str] | Callable[[NodePlan], Mapping[str, str]] | None = None,
         say: Callable[[str], None] = _say_nothing,
     ) -> None:
-        """`overrides` are further broker settings; `say` hears what is being waited for.
+        """`overrides` are further broker settings, or give them a node; `say` hears what is being waited for.
 
         With several nodes all ports are free ones.
         """
         self._settings = settings
         self._say = say
         self._count = nodes
-        self._overrides = dict(overrides or {})
+        self._overrides = overrides if callable(overrides) else lambda _: overrides or {}
         self._folder = Path(settings.data_dir).expanduser().absolute()
         self._cache = cache_folder(settings.cache_dir)
         self._lock = FolderLock(self._folder)
@@ -190,7 +190,7 @@ class EmbeddedKafka:
         plans = [node.plan for node in self._nodes.values()]
         cluster_id = next(filter(None, map(cluster_id_of, plans)), None) or new_kafka_uuid()
         for plan in plans:
-            write_configuration(plan, broker_properties(plan, plans, self._settings, self._overrides))
+            write_configuration(plan, broker_properties(plan, plans, self._settings, self._overrides(plan)))
             if cluster_id_of(plan) is None:
                 # Started only to prepare a folder: the quickest compiler, no heap to speak of.
                 command = self._java_command(["-XX:TieredStopAtLevel=1", "-Xmx128m"])
