@@ -238,7 +238,7 @@ class LocalCluster:
                 child.kill()
         await asyncio.to_thread(node.process.wait)
         ends_s = time.monotonic() + _GONE_S
-        while any(_lives(child) for child in family) and time.monotonic() < ends_s:
+        while any(_lives(child) for child in family) and time.monotonic() < ends_s:  # noqa: ASYNC110 - the kernel tells nobody
             await asyncio.sleep(_POLL_S / 5)
 
     def pause_node(self, index: int) -> None:
