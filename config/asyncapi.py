@@ -28,6 +28,7 @@ _FLOW: Mapping[str, tuple[str, str]] = {
     "workflow.events": ("engine", "API, outside"),
     "workflow.tasks.default": ("engine", "workers"),
     "workflow.deadletter": ("engine, triggers", "API, command line, outside"),
+    "cluster.members": ("nodes", "nodes, API"),
 }
 
 

@@ -1,4 +1,4 @@
-"""JSON Schemas of the values on the telemetry topics."""
+"""JSON Schemas of the values on the topics of telemetry and of the cluster."""
 
 import json
 from collections.abc import Mapping
@@ -364,6 +364,49 @@ DEAD_LETTER = _record(
     ("stage", "timestamp", "key", "value_bytes", "truncated", "headers", "attempt", "first_seen", "line", "file"),
 )
 
+_PARTITIONS: Schema = {"type": "array", "items": {"type": "string", "pattern": "^.+-[0-9]+$"}}
+_SEAT = _object(
+    {
+        "group": _text("The consumer group.", maxLength=249),
+        "member_id": _text("What the group's protocol calls the member.", minLength=0, maxLength=1_000),
+        "generation": {"type": "integer", "description": "Of the group when it was assigned; -1 when unknown."},
+        "partitions": {**_PARTITIONS, "description": "Partitions owned, each as topic-number."},
+        "standbys": {**_PARTITIONS, "description": "Partitions whose state is kept warm."},
+    },
+    ("generation", "partitions", "standbys"),
+)
+_PROCESS = _object(
+    {
+        "role": _text("What the process does."),
+        "pid": _count("Its process id on its own machine."),
+        "ready": {"type": "boolean", "description": "Whether it can do its work."},
+        "seats": {"type": "array", "description": "Its places in consumer groups.", "items": _SEAT},
+    },
+    ("ready", "seats"),
+)
+CLUSTER_MEMBER: Schema = _record(
+    "Cluster member",
+    "What a node of the cluster says of itself: at its start, when something changes, and every few seconds. A node "
+    "that left in order has no value.",
+    {
+        "node_id": _text("Name of the node; the key of the record.", maxLength=200),
+        "epoch": _time("When it was started: of two records of one node the later start counts."),
+        "version": _text("Version of the program."),
+        "state": _one_of("How far it is.", "joining", "ready", "leaving", "gone"),
+        "beats": _text("host:port of its heartbeats, empty without any.", minLength=0, maxLength=300),
+        "api": _text("Where its HTTP API answers, empty without one.", minLength=0, maxLength=300),
+        "clock_ms": _time("Its wall clock when it said so."),
+        "processes": {"type": "array", "description": "Its processes, one a role.", "items": _PROCESS},
+        "facts": {
+            "type": "object",
+            "description": "Further facts, by name: `instance`, one start of a node; `clock_ahead_ms` of the broker's; "
+            "`unreachable`, the nodes that it does not reach.",
+            "additionalProperties": {"type": "string"},
+        },
+    },
+    ("beats", "api", "clock_ms", "processes", "facts"),
+)
+
 SCHEMAS: Mapping[str, Schema] = {
     "telemetry": TELEMETRY,
     "device-metadata": DEVICE_METADATA,
@@ -373,6 +416,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "signal": SIGNAL,
     "late-reading": LATE_READING,
     "dead-letter": DEAD_LETTER,
+    "cluster-member": CLUSTER_MEMBER,
 }
 
 

@@ -102,4 +102,25 @@ WORKFLOW_TOPICS: tuple[TopicSpec, ...] = (
     workflow_tasks("default"),
     WORKFLOW_DEADLETTER,
 )
-ALL_TOPICS: tuple[TopicSpec, ...] = (*TELEMETRY_TOPICS, TRANSFORM_STATE, *WORKFLOW_TOPICS, WORKFLOW_STATE)
+
+# Small, because every node reads all of it at its start; stamped by the broker, which shows a node how its clock goes.
+CLUSTER_MEMBERS = TopicSpec(
+    "cluster.members",
+    "node_id",
+    "cluster-member",
+    cleanup="compact",
+    retention_ms=-1,
+    partitions=1,
+    extra={
+        "message.timestamp.type": "LogAppendTime",
+        "segment.bytes": str(1 << 20),
+        "min.cleanable.dirty.ratio": "0.1",
+    },
+)
+ALL_TOPICS: tuple[TopicSpec, ...] = (
+    *TELEMETRY_TOPICS,
+    TRANSFORM_STATE,
+    *WORKFLOW_TOPICS,
+    WORKFLOW_STATE,
+    CLUSTER_MEMBERS,
+)
