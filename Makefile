@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: run test check bench chaos-workflow lock clean help
+.PHONY: run test check bench chaos chaos-workflow lock clean help
 BIN := .venv/bin
 ARGS ?=
 
@@ -19,6 +19,9 @@ check: .venv/.development ## Lint, types, import layers, and the tests that need
 
 bench: .venv/.development ## Measure against other clients and stream processors
 	@exec $(BIN)/headrace bench all $(ARGS)
+
+chaos: .venv/.development ## Hurt a cluster under load by seeded faults, then prove every promise (SECONDS=60 SEED=1)
+	@exec $(BIN)/python -m app.chaos --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1) $(ARGS)
 
 chaos-workflow: .venv/.development ## Kill the engine and its tasks under load, then prove every promise (SECONDS=120)
 	@exec $(BIN)/python -m app.bench.chaos --seconds $(or $(SECONDS),120) $(ARGS)

@@ -1,1 +1,1 @@
-"""The fault suite: faults on a real cluster, an independent ledger of effects, laws that judge, seeded mutants."""
+"""The fault suite: a cluster under load, seeded faults, and a verdict on what it promised."""
