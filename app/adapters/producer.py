@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError
 
 from app import metrics
 from app.adapters.producer_client import TOO_LARGE, UNKNOWN_TOPIC, Client, ClientClosed, ProducerLimits, connect
-from app.adapters.producer_lane import Batch, Delivered, Lane, Waiter, all_of, observe_latency, size_of
+from app.adapters.producer_lane import Batch, Delivered, Lane, Waiter, all_of, observe_acknowledged, size_of
 from app.domain.murmur2 import partition_for
 from app.errors import BrokerUnavailable, PublishFailed
 from app.ports import OutRecord
@@ -399,25 +399,25 @@ class BatchProducer:
         self._replace(client, error, progress=refused is not None)
 
     def _finish(self, lane: Lane, batch: Batch, reason: str | None) -> None:
-        count = len(batch.records)
+        self._release(batch)
+        if reason is None:
+            observe_acknowledged(lane.topic, batch.records)
+        else:
+            metrics.SEND_ERRORS.labels(reason).inc(len(batch.records))
+        lane.settle(batch, reason)
+        if self._delivered is not None:
+            self._delivered(lane.topic, len(batch.records), reason)
+
+    def _release(self, batch: Batch) -> None:
         if batch.holds_slot:
             self._slots += 1
             if self._for_slot:
                 self._for_slot.popleft().wake.set()
-        self._records -= count
+        self._records -= len(batch.records)
         self._bytes -= batch.bytes
         if not self._room.is_set() and self._records <= self.limits.buffer_records // 2:
             self._room.set()
         metrics.BUFFER_DEPTH.set(self._records)
-        if reason is None:
-            metrics.MESSAGES_SENT.labels(lane.topic).inc(count)
-            metrics.BATCHES_SENT.inc()
-            observe_latency(batch.records)
-        else:
-            metrics.SEND_ERRORS.labels(reason).inc(count)
-        lane.settle(batch, reason)
-        if self._delivered is not None:
-            self._delivered(lane.topic, count, reason)
 
     # ---- the client and its replacement ----
 

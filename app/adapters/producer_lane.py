@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from app import metrics
@@ -30,6 +30,7 @@ class Batch:
     holds_slot: bool = True
     settled: bool = False
     via: Client | None = None
+    cut_at: float = field(default_factory=time.monotonic)
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """The same records in two batches, to find the one the broker refuses; the slot stays with the first."""
@@ -37,8 +38,8 @@ class Batch:
         front, back = self.records[:middle], self.records[middle:]
         front_bytes = sum(size_of(record) for record in front)
         return (
-            Batch(front, self.first, front_bytes, self.holds_slot),
-            Batch(back, self.first + middle, self.bytes - front_bytes, holds_slot=False),
+            Batch(front, self.first, front_bytes, self.holds_slot, cut_at=self.cut_at),
+            Batch(back, self.first + middle, self.bytes - front_bytes, holds_slot=False, cut_at=self.cut_at),
         )
 
 
@@ -131,6 +132,12 @@ class Lane:
         self.waiters = still
         self.wake.set()
 
+    def waits_since(self) -> float | None:
+        """When the oldest batch under way was cut, or the oldest record queued; None when nothing waits."""
+        if self.sent:
+            return self.sent[0].cut_at
+        return self.first_at if self.records else None
+
     def split(self, batch: Batch) -> None:
         """Put the halves of `batch` in its place."""
         at = self.sent.index(batch)
@@ -206,8 +213,10 @@ def size_of(record: OutRecord) -> int:
     return size
 
 
-def observe_latency(records: list[OutRecord]) -> None:
-    """Observe each record's time from its intended instant; equal instants are counted together."""
+def observe_acknowledged(topic: str, records: list[OutRecord]) -> None:
+    """Count a batch and observe each record's time from its intended instant; equal instants are counted together."""
+    metrics.MESSAGES_SENT.labels(topic).inc(len(records))
+    metrics.BATCHES_SENT.inc()
     if records[0].intended_ms is None:
         return
     now_ms = time.time() * 1000
