@@ -52,10 +52,47 @@ class ClusterSettings(Section):
     standby_replicas: int = setting(
         1, ge=0, le=10, unit="replicas", description="Further nodes that keep a partition's tables warm."
     )
+    join_wait_ms: int = setting(
+        1_500,
+        ge=100,
+        le=60_000,
+        unit="ms",
+        description="A node that joins waits no longer than this for the others to say that they are there.",
+    )
+    refresh_interval_s: float = setting(
+        5.0, gt=0, le=3_600, unit="s", description="A node says that it is there at least this often (cluster.members)."
+    )
+    silent_after_s: float = setting(
+        20.0,
+        gt=0,
+        le=86_400,
+        unit="s",
+        description="A node that was not heard for this long, while others were, is shown as unreachable.",
+    )
+    forget_after_s: float = setting(
+        300.0,
+        gt=0,
+        le=2_592_000,
+        unit="s",
+        description="An unreachable node that was silent for this long is no longer shown.",
+    )
+    allow_version_mix: bool = setting(
+        default=False,
+        description="Let a node join a cluster of another major version. Another minor one may join in any case.",
+    )
+    max_clock_skew_s: float = setting(
+        5.0,
+        gt=0,
+        le=86_400,
+        unit="s",
+        description="A clock that differs by more from the broker's or another node's is warned about.",
+    )
 
     @model_validator(mode="after")
     def _patient(self) -> "ClusterSettings":
         shortest = min(self.frozen_after_ms, self.unreachable_after_ms)
         if shortest < 2 * self.beat_interval_ms:
             raise ValueError("frozen_after_ms and unreachable_after_ms must be at least twice beat_interval_ms")
+        if self.silent_after_s < 2 * self.refresh_interval_s:
+            raise ValueError("silent_after_s must be at least twice refresh_interval_s")
         return self
