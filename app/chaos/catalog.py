@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Final
 
-from app.chaos import faults_process
+from app.chaos import faults_broker, faults_net, faults_process
 from app.chaos.rig import Shape
 from app.chaos.scene import Entry
 from app.errors import UserError
 
-CATALOG: Final[dict[str, Entry]] = {entry.kind.name: entry for entry in faults_process.FAULTS}
+CATALOG: Final[dict[str, Entry]] = {
+    entry.kind.name: entry for entry in (*faults_process.FAULTS, *faults_net.FAULTS, *faults_broker.FAULTS)
+}
 
 
 def chosen_kinds(names: Sequence[str], shape: Shape) -> list[Entry]:

@@ -9,8 +9,8 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
@@ -45,6 +45,7 @@ class Counts:
     down_bytes: int = 0
     blocked_bytes: int = 0
     delayed_chunks: int = 0
+    narrowed_chunks: int = 0
     refused: int = 0
     resets: int = 0
     cuts: int = 0
@@ -108,8 +109,16 @@ class Link:
         self.counts.delayed_chunks += 1
         return max(0.0, weather.latency_s + self._chance.uniform(-weather.jitter_s, weather.jitter_s))
 
-    @asynccontextmanager
-    async def under(self, weather: Weather) -> AsyncIterator[Counts]:
+    def narrow_s(self, size: int) -> float:
+        """How long a chunk of that size takes."""
+        rate = self.weather.bytes_per_s
+        if not rate:
+            return 0.0
+        self.counts.narrowed_chunks += 1
+        return size / rate
+
+    @contextmanager
+    def under(self, weather: Weather) -> Iterator[Counts]:
         """This weather while the block lasts. A hole ends with a reset: what it swallowed is gone from the stream."""
         before, self.weather = self.weather, weather
         if weather.state == "down":
@@ -204,8 +213,7 @@ class _Pair:
         loop = asyncio.get_running_loop()
         while True:
             at_s, chunk = await due.get()
-            rate = self._link.weather.bytes_per_s
-            wait_s = max(at_s - loop.time(), len(chunk) / rate if rate else 0.0)
+            wait_s = max(at_s - loop.time(), self._link.narrow_s(len(chunk)))
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
             writer.write(chunk)

@@ -26,6 +26,8 @@ from config.embedded import EmbeddedSettings
 
 QUEUE: Final = "far"
 ROLES: Final = (("worker", "coordinator", "api-gateway"), ("worker", "coordinator", "api-gateway"))
+# A cluster of a dozen processes on a machine that others use too.
+READY_S: Final = 300.0
 TASK_PROCESS: Final = "app.adapters.tasks.child"
 # Below the range that the kernel gives to outgoing connections, and below that of the nodes.
 _PORTS: Final = range(12_000, 20_000)
@@ -170,6 +172,7 @@ class _Cluster(LocalCluster):
             nodes=shape.nodes,
             brokers=shape.brokers,
             roles=shape.roles,
+            ready_s=READY_S,
             settings={
                 "kafka.partitions": shape.partitions,
                 "supervisor.restart_backoff_ms": 100,
@@ -182,7 +185,9 @@ class _Cluster(LocalCluster):
             },
         )
         self._rig = rig
-        settings = EmbeddedSettings(port=0, heap_mib=shape.heap_mib, data_dir=str(self.folder / "kafka"))
+        settings = EmbeddedSettings(
+            port=0, heap_mib=shape.heap_mib, data_dir=str(self.folder / "kafka"), start_timeout_s=READY_S
+        )
         self.kafka = EmbeddedKafka(settings, nodes=shape.brokers, overrides=rig.listeners)
 
     def _add_nodes(self, count: int, roles: Sequence[str] | None = None) -> None:

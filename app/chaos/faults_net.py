@@ -1,0 +1,127 @@
+"""Faults of the network: late, narrow, reset, silent or cut ways between nodes, brokers, driver and ledger."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final
+
+from app.chaos.proxy import Link, Weather
+from app.chaos.scene import Entry, NoVictim, Scene, Struck
+from app.chaos.schedule import Kind, Planned
+
+SLOW: Final = Weather(latency_s=0.05, jitter_s=0.05)
+NARROW: Final = Weather(bytes_per_s=64_000)
+HOLE: Final = Weather("hole")
+DOWN: Final = Weather("down")
+LATE: Final = Weather(latency_s=1.0, jitter_s=1.0)
+CUTS: Final = 3
+CUT_WAIT_S: Final = 10.0
+FLAP_S: Final = 0.2
+_POLL_S: Final = 0.05
+
+
+def way(scope: str, scene: Scene, planned: Planned) -> tuple[str, list[Link]]:
+    """The links of one node to all brokers, of all nodes to one broker, or those with this name's beginning."""
+    rig = scene.rig
+    if scope == "node":
+        at = int(planned.pick * len(rig.cluster.nodes))
+        return f"node-{at + 1} to the brokers", rig.links_of(f"kafka-{at}-")
+    if scope == "broker":
+        broker = 1 + int(planned.pick * rig.shape.brokers)
+        return f"the nodes to broker {broker}", [
+            link for name, link in rig.links.items() if name.startswith("kafka-") and name.endswith(f"-{broker}")
+        ]
+    links = rig.links_of(scope)
+    if not links:
+        raise NoVictim(planned.kind)
+    link = links[int(planned.pick * len(links))]
+    return f"the way to {link.name}", [link]
+
+
+async def weather(scope: str, what: Weather, proves: str, scene: Scene, planned: Planned) -> Struck:
+    """That weather for the fault's length; the count named `proves` must have grown."""
+    victim, links = way(scope, scene, planned)
+    before = _total(links)
+    async with _under(links, what):
+        await asyncio.sleep(planned.length_s)
+    grown = _grown(before, links)
+    return Struck(victim, grown if grown.get(proves) else {})
+
+
+async def flap(scope: str, scene: Scene, planned: Planned) -> Struck:
+    """Silent and open by turns."""
+    victim, links = way(scope, scene, planned)
+    before = _total(links)
+    ends_s = time.monotonic() + planned.length_s
+    while time.monotonic() < ends_s:
+        async with _under(links, HOLE):
+            await asyncio.sleep(FLAP_S)
+        await asyncio.sleep(FLAP_S)
+    grown = _grown(before, links)
+    return Struck(victim, grown if grown.get("blocked_bytes") else {})
+
+
+async def reset(scope: str, scene: Scene, planned: Planned) -> Struck:
+    """Every connection reset at once."""
+    victim, links = way(scope, scene, planned)
+    count = sum(link.reset() for link in links)
+    if not count:
+        raise NoVictim(planned.kind)
+    return Struck(victim, {"resets": count})
+
+
+async def cut(scope: str, scene: Scene, planned: Planned) -> Struck:
+    """Requests go through, and their connections are reset before the answers."""
+    victim, links = way(scope, scene, planned)
+    before = _total(links)
+    for link in links:
+        link.cut_answers(CUTS)
+    ends_s = time.monotonic() + CUT_WAIT_S
+    while any(link.is_cutting for link in links) and time.monotonic() < ends_s:  # noqa: ASYNC110 - links count, they do not call
+        await asyncio.sleep(_POLL_S)
+    for link in links:
+        link.cut_answers(0)
+    grown = _grown(before, links)
+    return Struck(victim, grown if grown.get("cuts") else {})
+
+
+@asynccontextmanager
+async def _under(links: Sequence[Link], what: Weather) -> AsyncIterator[None]:
+    with ExitStack() as stack:
+        for link in links:
+            stack.enter_context(link.under(what))
+        yield
+
+
+def _total(links: Sequence[Link]) -> dict[str, int]:
+    counts = [asdict(link.counts) for link in links]
+    return {name: sum(each[name] for each in counts) for name in counts[0]}
+
+
+def _grown(before: dict[str, int], links: Sequence[Link]) -> dict[str, Any]:
+    """What was done meanwhile, without what was merely passed on."""
+    passed = {"up_bytes", "down_bytes", "connections"}
+    after = _total(links)
+    return {name: after[name] - before[name] for name in after if name not in passed and after[name] > before[name]}
+
+
+FAULTS: Final = (
+    Entry(Kind("net-latency", (5.0, 15.0)), partial(weather, "node", SLOW, "delayed_chunks")),
+    Entry(Kind("net-bandwidth", (5.0, 10.0)), partial(weather, "node", NARROW, "narrowed_chunks")),
+    Entry(Kind("net-reset"), partial(reset, "node")),
+    Entry(Kind("net-hole", (1.0, 5.0, 20.0), weight=2), partial(weather, "node", HOLE, "blocked_bytes")),
+    Entry(Kind("net-down", (1.0, 5.0)), partial(weather, "node", DOWN, "refused")),
+    Entry(Kind("net-flap", (4.0,)), partial(flap, "node")),
+    Entry(Kind("net-cut", weight=2), partial(cut, "node")),
+    Entry(Kind("net-broker-hole", (1.0, 5.0)), partial(weather, "broker", HOLE, "blocked_bytes")),
+    Entry(Kind("api-cut"), partial(cut, "api-")),
+    Entry(Kind("api-hole", (1.0, 5.0)), partial(weather, "api-", HOLE, "blocked_bytes")),
+    Entry(Kind("sink-slow", (5.0, 15.0)), partial(weather, "sink", LATE, "delayed_chunks")),
+    Entry(Kind("sink-cut", weight=2), partial(cut, "sink")),
+    Entry(Kind("sink-reset"), partial(reset, "sink")),
+    Entry(Kind("sink-hole", (5.0, 30.0)), partial(weather, "sink", HOLE, "blocked_bytes")),
+    Entry(Kind("sink-down", (5.0, 15.0)), partial(weather, "sink", DOWN, "refused")),
+)
