@@ -46,6 +46,8 @@ ACTIONS: dict[str, str] = {
     "kafka_restarted": "The embedded Kafka had died and was started again.",
     "topic_mismatch": "A topic exists with other settings than declared; it is used as it is.",
     "definition_unreadable": "A record of the registry of workflows is passed over; `key`, and the message says why.",
+    # The cluster
+    "member_unreadable": "A record of cluster.members is passed over; `key`, and the message says why.",
     # Triggers and schedules of workflows
     "trigger_condition_failed": "The condition of a trigger has no answer for a record, which starts nothing.",
     "trigger_records_late": "Records are read later than ended executions are kept: one read again would start anew.",
