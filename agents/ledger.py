@@ -43,6 +43,36 @@ class Books:
         self.ledger = self.ledger.with_acknowledged(count)
         metrics.LEDGER.labels("acknowledged").inc(count)
 
+    def recovered(self, count: int) -> None:
+        """Records of an earlier process that are in the spool."""
+        if count:
+            self.ledger = self.ledger.with_recovered(count)
+            metrics.LEDGER.labels("recovered").inc(count)
+
+    def spooled(self, count: int) -> None:
+        """Records that were accepted and are on disk now."""
+        if count:
+            self.delivered_records += count
+            self.ledger = self.ledger.with_spooled(count)
+            metrics.LEDGER.labels("spooled").inc(count)
+
+    def unspooled(self, count: int) -> None:
+        """Records of the spool that the producer has taken over: they are under way again."""
+        if count:
+            self.accepted_records += count
+            self.ledger = self.ledger.with_unspooled(count)
+            metrics.LEDGER.labels("unspooled").inc(count)
+
+    def lost_from_spool(self, reason: str, count: int) -> None:
+        """Records of the spool that nobody will send."""
+        self.unspooled(count)
+        self.lost_on_the_way(reason, count)
+
+    def lost_on_the_way(self, reason: str, count: int) -> None:
+        """Records that were accepted and that neither the broker nor the disk will have."""
+        self.delivered_records += count
+        self.dropped(reason, count)
+
     def dropped(self, reason: str, count: int) -> None:
         if count:
             self.ledger = self.ledger.with_dropped(reason, count)

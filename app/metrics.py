@@ -65,6 +65,7 @@ LEDGER_IMBALANCE = Gauge(
     registry=REGISTRY,
 )
 SPOOL_BYTES = Gauge("telemetry_spool_bytes", "Bytes waiting on disk for the broker.", registry=REGISTRY)
+SPOOL_RECORDS = Gauge("telemetry_spool_records", "Readings waiting on disk for the broker.", registry=REGISTRY)
 LATE = Counter("telemetry_late_records", "Readings later than the grace period.", registry=REGISTRY)
 DUPLICATES = Counter("telemetry_duplicates", "Readings seen before.", registry=REGISTRY)
 GAPS = Counter("telemetry_gaps", "Sequence numbers that never came.", registry=REGISTRY)

@@ -110,6 +110,8 @@ def rate_line(found: Rates, down: Sequence[str] = ()) -> str:
 def ledger_line(ledger: Mapping[str, Any]) -> str:
     """The last word: what was generated, and what became of all of it."""
     parts = [f"{ledger['generated']:,} generated"]
+    if ledger.get("recovered"):
+        parts.append(f"{ledger['recovered']:,} recovered from the spool")
     parts += [f"{count:,} {outcome.replace('_', ' ')}" for outcome, count in ledger["outcomes"].items()]
     parts.append(f"{ledger['in_flight']:,} in flight")
     if ledger.get("unknown_after_crash"):

@@ -18,6 +18,7 @@ from config.rollup import RollupSettings
 from config.section import setting
 from config.signals import SignalsSettings
 from config.sinks import SinksSettings
+from config.spool import SpoolSettings
 from config.supervisor import SupervisorSettings
 from config.tables import TablesSettings
 from config.tasks import TasksSettings
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     device: DeviceSettings = setting(DeviceSettings(), description="The simulated fleet.")
     replay: ReplaySettings = setting(ReplaySettings(), description="The replay of recorded data.")
     producer: ProducerSettings = setting(ProducerSettings(), description="The batched producer.")
+    spool: SpoolSettings = setting(SpoolSettings(), description="Readings on disk while the broker is away.")
     transform: TransformSettings = setting(TransformSettings(), description="Validation and deduplication.")
     rollup: RollupSettings = setting(RollupSettings(), description="Event-time windows.")
     signals: SignalsSettings = setting(SignalsSettings(), description="The rules over readings and rollups.")

@@ -9,12 +9,14 @@ from types import MappingProxyType
 class Ledger:
     """Counts of records since the start.
 
-    generated = acknowledged + spooled + dead-lettered + dropped{reason} + in flight. `spooled` are
-    those on disk now: a record that leaves the spool for the broker is in flight again. In flight is
-    not kept here: it is what the equation leaves over, to be held against the queues themselves.
+    generated + recovered = acknowledged + spooled + dead-lettered + dropped{reason} + in flight. `recovered` are
+    those that an earlier process left in the spool. `spooled` are those on disk now: a record that leaves the spool
+    for the broker is in flight again. In flight is not kept here: it is what the equation leaves over, to be held
+    against the queues themselves.
     """
 
     generated: int = 0
+    recovered: int = 0
     acknowledged: int = 0
     spooled: int = 0
     dead_lettered: int = 0
@@ -23,7 +25,8 @@ class Ledger:
     @property
     def in_flight(self) -> int:
         """Records generated and of no known fate yet; negative when one was counted twice."""
-        return self.generated - self.acknowledged - self.spooled - self.dead_lettered - sum(self.dropped.values())
+        known = self.acknowledged + self.spooled + self.dead_lettered + sum(self.dropped.values())
+        return self.generated + self.recovered - known
 
     def balances(self, queued: int) -> bool:
         """Whether the records without a fate are exactly those that wait in queues and buffers."""
@@ -42,6 +45,10 @@ class Ledger:
         """`reason` is a metric label: lower case words joined by underscores."""
         dropped = {**self.dropped, reason: self.dropped.get(reason, 0) + _counted(count)}
         return replace(self, dropped=MappingProxyType(dropped))
+
+    def with_recovered(self, count: int) -> "Ledger":
+        """Records found in the spool at the start."""
+        return replace(self, recovered=self.recovered + _counted(count), spooled=self.spooled + count)
 
     def with_spooled(self, count: int) -> "Ledger":
         return replace(self, spooled=self.spooled + _counted(count))

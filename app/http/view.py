@@ -48,18 +48,24 @@ def ledger_of_process() -> dict[str, float]:
 
 
 def ledger_document(outcomes: dict[str, float]) -> dict[str, Any]:
-    """Generated = acknowledged + dead-lettered + dropped{reason} + spooled + in flight.
+    """Generated + recovered = acknowledged + dead-lettered + dropped{reason} + spooled + in flight.
 
-    In flight is what was generated and has no other outcome yet, so it can only be wrong by being
-    negative: then something was counted twice, and the ledger does not balance.
+    `outcomes` are counters: `recovered` were in the spool at the start, `spooled` went into it and `unspooled` left it;
+    the document's `spooled` are those in it now. In flight is what was generated or recovered and has no other outcome
+    yet, so it can only be wrong by being negative: then something was counted twice, and the ledger does not balance.
     """
-    generated = int(outcomes.get("generated", 0))
-    settled = sum(int(value) for outcome, value in outcomes.items() if outcome != "generated")
+    counted = {name: int(value) for name, value in outcomes.items()}
+    generated, recovered = counted.pop("generated", 0), counted.pop("recovered", 0)
+    if "spooled" in counted or recovered:
+        counted["spooled"] = recovered + counted.get("spooled", 0) - counted.get("unspooled", 0)
+    counted.pop("unspooled", None)
+    in_flight = generated + recovered - sum(counted.values())
     return {
         "generated": generated,
-        "outcomes": {name: int(value) for name, value in sorted(outcomes.items()) if name != "generated"},
-        "in_flight": generated - settled,
-        "balanced": generated >= settled,
+        **({"recovered": recovered} if recovered else {}),
+        "outcomes": dict(sorted(counted.items())),
+        "in_flight": in_flight,
+        "balanced": in_flight >= 0,
         "complete": True,
     }
 
