@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import Final
 
-from app.chaos import faults_broker, faults_net, faults_process
+from app.chaos import faults_broker, faults_load, faults_net, faults_process, faults_state
 from app.chaos.rig import Shape
 from app.chaos.scene import Entry
 from app.errors import UserError
 
 CATALOG: Final[dict[str, Entry]] = {
-    entry.kind.name: entry for entry in (*faults_process.FAULTS, *faults_net.FAULTS, *faults_broker.FAULTS)
+    entry.kind.name: entry
+    for faults in (faults_process, faults_net, faults_broker, faults_state, faults_load)
+    for entry in faults.FAULTS
 }
 
 

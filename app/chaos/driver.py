@@ -99,10 +99,11 @@ class Driver:
     def __init__(self, ports: Sequence[int], log: OpLog, workflow: str, rate: float, batch: int, seed: int) -> None:
         self.tally = Tally()
         self.factor = 1.0
+        self.rate = rate
         self._ports = list(ports)
         self._log = log
-        self._path = f"/api/v1/workflows/{workflow}/execute:batch"
-        self._rate, self._batch = rate, batch
+        self._workflow = workflow
+        self._batch = batch
         self._chance = random.Random(seed)
         self._prefix = f"{seed}-"
         self._numbers = itertools.count()
@@ -117,7 +118,7 @@ class Driver:
             while not stop.is_set():
                 while due_s <= loop.time():
                     self._begin()
-                    due_s += self._batch / (self._rate * self.factor)
+                    due_s += self._batch / (self.rate * self.factor)
                 await asyncio.sleep(_TICK_S)
             while self._tasks:
                 await asyncio.gather(*self._tasks)
@@ -133,6 +134,15 @@ class Driver:
         if answer.status not in {200, 201}:
             raise SideFailed(f"the workflow was refused: {told(answer)}")
 
+    async def start_now(self, workflow: str, count: int) -> int:
+        """Start so many executions of another workflow; how many were acknowledged."""
+        numbers = itertools.islice(self._numbers, count)
+        intents = [Intent(f"{self._prefix}{number}", number) for number in numbers]
+        self.tally.planned += count
+        before = len(self.tally.accepted)
+        unknown = await self._ask(self._chance.choice(self._ports), intents, workflow)
+        return 0 if unknown else len(self.tally.accepted) - before
+
     def _begin(self) -> None:
         intents = [Intent(f"{self._prefix}{number}", number) for number in itertools.islice(self._numbers, self._batch)]
         self.tally.planned += len(intents)
@@ -145,15 +155,15 @@ class Driver:
 
     async def _start(self, intents: Sequence[Intent]) -> None:
         port = self._chance.choice(self._ports)
-        unknown = await self._ask(port, intents)
+        unknown = await self._ask(port, intents, self._workflow)
         again = [intent for intent in unknown if self._chance.random() < AGAIN_SHARE]
         if again:
             await asyncio.sleep(AGAIN_AFTER_S)
             others = [other for other in self._ports if other != port] or [port]
             self.tally.again += len(again)
-            await self._ask(self._chance.choice(others), again)
+            await self._ask(self._chance.choice(others), again, self._workflow)
 
-    async def _ask(self, port: int, intents: Sequence[Intent]) -> list[Intent]:
+    async def _ask(self, port: int, intents: Sequence[Intent], workflow: str) -> list[Intent]:
         """One request for all of them; those whose fate is not known."""
         ops = await self._log.intend([{"key": intent.key} for intent in intents])
         self.tally.asked += len(intents)
@@ -161,7 +171,8 @@ class Driver:
             {"input": {"op": intent.key, "n": intent.number}, "idempotency_key": intent.key} for intent in intents
         ]
         try:
-            answer = await self._clients.request(port, post(HOST, self._path, orjson.dumps(starts)))
+            path = f"/api/v1/workflows/{workflow}/execute:batch"
+            answer = await self._clients.request(port, post(HOST, path, orjson.dumps(starts)))
         except Lost as lost:
             outcomes: list[tuple[Outcome, dict[str, Any]]] = [("info", {"detail": str(lost)})] * len(intents)
         else:

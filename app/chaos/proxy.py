@@ -233,7 +233,8 @@ async def _emptied(due: asyncio.Queue[tuple[float, bytes]], writing: asyncio.Tas
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Close with RST, as a machine does that has lost the connection."""
     taken: socket.socket | None = writer.get_extra_info("socket")
-    if taken is not None:
-        with contextlib.suppress(OSError):
+    if taken is not None and not writer.transport.is_closing():
+        # ValueError: uvloop's word for a socket that is closed already.
+        with contextlib.suppress(OSError, ValueError):
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     writer.transport.abort()

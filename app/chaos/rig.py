@@ -6,14 +6,16 @@ Each node has listeners of its own at each broker, advertised as its links, so t
 Whoever judges talks to the brokers directly.
 """
 
+import os
 import random
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import psutil
 
@@ -22,6 +24,7 @@ from app.adapters.embedded.kraft import NodePlan
 from app.bench.child import Child, start
 from app.chaos.proxy import Link
 from app.cluster_run import HOST, SUPERVISOR, LocalCluster, LocalNode
+from app.errors import EnvironmentError_
 from config.embedded import EmbeddedSettings
 
 QUEUE: Final = "far"
@@ -29,6 +32,10 @@ ROLES: Final = (("worker", "coordinator", "api-gateway"), ("worker", "coordinato
 # A cluster of a dozen processes on a machine that others use too.
 READY_S: Final = 300.0
 TASK_PROCESS: Final = "app.adapters.tasks.child"
+SMALL_DISK_MIB: Final = 96
+Needs = Literal["clock", "small disk"]
+# Debian's package faketime; the variant for threads.
+FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 # Below the range that the kernel gives to outgoing connections, and below that of the nodes.
 _PORTS: Final = range(12_000, 20_000)
 
@@ -42,8 +49,8 @@ class Shape:
     partitions: int = 4
     roles: Sequence[Sequence[str]] = ROLES
     settings: Mapping[str, Any] = field(default_factory=dict)
-    environ: Mapping[str, str] = field(default_factory=dict)
     heap_mib: int = 256
+    needs: frozenset[Needs] = frozenset()
 
 
 class Rig:
@@ -138,6 +145,39 @@ class Rig:
             "inter.broker.listener.name": "PLAINTEXT",
         }
 
+    def clock_file(self, node: int) -> Path:
+        """How far the clock of a node is off stands in this file."""
+        return self.folder / f"clock-{node}"
+
+    def tables(self, node: int) -> Path:
+        """The stores of a node."""
+        return self.cluster.nodes[node].folder / ".headrace" / "tables"
+
+    def clock_of(self, node: int) -> dict[str, str]:
+        """The environment of a node whose wall clock can be set; its monotonic clock is the machine's."""
+        if "clock" not in self.shape.needs:
+            return {}
+        if not FAKETIME.exists():
+            raise EnvironmentError_("Faults of the clock need libfaketime: apt-get install faketime.")
+        file = self.clock_file(node)
+        file.write_text("+0\n")
+        return {
+            "LD_PRELOAD": str(FAKETIME),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def small_disk(self, folder: Path) -> None:
+        """Make `folder` a disk of its own that is soon full; it goes with the rig."""
+        if os.geteuid() != 0:
+            raise EnvironmentError_("Faults of the disk mount a small one, which only root may.")
+        folder.mkdir(parents=True)
+        size = f"size={SMALL_DISK_MIB}m"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True)
+        self._stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
+
     # ---- processes ----
 
     def processes(self, what: str) -> list[tuple[str, int]]:
@@ -178,7 +218,7 @@ class _Cluster(LocalCluster):
                 "supervisor.restart_backoff_ms": 100,
                 "supervisor.restart_backoff_max_ms": 1_000,
                 "tasks.queues": ["default", QUEUE],
-                "tasks.python_modules": ["app.bench.ours"],
+                "tasks.python_modules": ["app.bench.ours", "app.chaos"],
                 "tasks.allow_private_addresses": True,
                 "log.level": "WARNING",
                 **shape.settings,
@@ -196,7 +236,9 @@ class _Cluster(LocalCluster):
         for at in range(before, len(self.nodes)):
             node = self.nodes[at]
             node.settings["kafka.bootstrap_servers"] = self._rig.bootstrap_of(at)
-            node.environ.update(self._rig.shape.environ)
+            node.environ.update(self._rig.clock_of(at))
+            if "small disk" in self._rig.shape.needs and at == self._wanted - 1:
+                self._rig.small_disk(node.folder / ".headrace")
 
 
 def _task_processes(node: LocalNode) -> list[int]:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from app.chaos.rig import Rig, Shape
 from app.chaos.scene import Entry, Scene
 from app.chaos.schedule import Planned, schedule
 from app.chaos.verdict import Verdict, judged
-from app.chaos.workflows import EFFECT, WORKFLOW, definition
+from app.chaos.workflows import EFFECT, POISON, WORKFLOW, definitions
 from app.errors import HeadraceError
 from config.kafka import KafkaSettings
 
@@ -92,13 +92,15 @@ async def prove(plan: Plan, folder: Path, say: Say) -> Report:
     planned = schedule(plan.seed, plan.seconds, [entry.kind for entry in entries.values()], plan.every_s)
     report = Report(plan, planned=planned)
     began = time.monotonic()
-    async with Rig(folder, plan.shape, plan.seed) as rig:  # 1
+    shape = replace(plan.shape, needs=frozenset(entry.needs for entry in entries.values() if entry.needs))
+    async with Rig(folder, shape, plan.seed) as rig:  # 1
         report.seconds["start"] = time.monotonic() - began
         say(f"up after {report.seconds['start']:.1f} s: {plan.shape.nodes} nodes, {plan.shape.brokers} brokers")
         started_ns = time.time_ns()
         async with OpLog(folder / "ops.jsonl", "start") as log:
             driver = Driver(rig.api_ports, log, WORKFLOW, plan.rate, plan.batch, plan.seed)
-            await driver.register(definition(rig.effects_url))
+            for each in definitions(rig.effects_url):
+                await driver.register(each)
             async with _loaded(driver):  # 2
                 await _faults(Scene(rig, driver), entries, report, folder, say)  # 3
                 await rig.until_ready()  # 4
@@ -149,7 +151,7 @@ def _write_run(folder: Path, rig: Rig, report: Report, times_ns: tuple[int, int,
         "ended_ns": ended_ns,
         "planned_starts": report.load["planned"],
         "planned_faults": [one.as_dict() for one in report.planned],
-        "effects": {WORKFLOW: [EFFECT]},
+        "effects": {WORKFLOW: [EFFECT], POISON: [EFFECT]},
         "end_within_s": END_WITHIN_S,
         "ok_share": OK_SHARE,
         "settle_s": 5,

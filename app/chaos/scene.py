@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import psutil
 
 from app.chaos.driver import Driver
-from app.chaos.rig import Rig
+from app.chaos.rig import Needs, Rig
 from app.chaos.schedule import Kind, Planned
 
 GONE_TIMEOUT_S: Final = 10.0
@@ -44,11 +44,12 @@ Inject = Callable[[Scene, Planned], Awaitable[Struck]]
 
 
 class Entry(NamedTuple):
-    """A kind of fault and how it is done; `needs_brokers` is how many there must be."""
+    """A kind of fault and how it is done; `needs_brokers` is how many there must be, `needs` what the rig prepares."""
 
     kind: Kind
     inject: Inject
     needs_brokers: int = 1
+    needs: Needs | None = None
 
 
 def chosen(planned: Planned, among: Sequence[tuple[str, int]]) -> tuple[str, int]:

@@ -5,9 +5,27 @@ from typing import Any, Final
 from app.chaos.rig import QUEUE
 
 WORKFLOW: Final = "chaos"
+POISON: Final = "chaos-poison"
 EFFECT: Final = "store"
 # Faults cost attempts; none of them may cost an execution.
 RETRY: Final = {"attempts": 1000, "backoff_s": 0.05, "factor": 1.5, "max_s": 1}
+
+
+def definitions(effects_url: str) -> list[dict[str, Any]]:
+    """The usual load, and the poison: a handler that crashes in every way before it ends well."""
+    bad = {
+        "type": "transform.python",
+        "queue": QUEUE,
+        "retry": RETRY,
+        "timeout_s": 3,
+        "with": {
+            "function": "app.chaos.poison:crash",
+            "mode": "process",
+            "args": {"attempt": "${execution.attempt}"},
+        },
+    }
+    effect = _effect(effects_url, "bad")
+    return [definition(effects_url), {"id": POISON, "tasks": {"bad": bad, EFFECT: {**effect, "needs": ["bad"]}}}]
 
 
 def definition(effects_url: str) -> dict[str, Any]:
@@ -32,22 +50,18 @@ def definition(effects_url: str) -> dict[str, Any]:
                     "args": {"number": "${input.n}"},
                 },
             },
-            EFFECT: {
-                "type": "sink.http",
-                "needs": ["near", "far"],
-                "retry": RETRY,
-                "timeout_s": 10,
-                "with": {
-                    "url": effects_url,
-                    "timeout_s": 5,
-                    "body": {
-                        "execution": "${execution.id}",
-                        "step": EFFECT,
-                        "attempt": "${execution.attempt}",
-                        "token": "${execution.attempt}",
-                        "hash": "${string(far)}",
-                    },
-                },
-            },
+            EFFECT: {**_effect(effects_url, "far"), "needs": ["near", "far"]},
         },
     }
+
+
+def _effect(url: str, hashed: str) -> dict[str, Any]:
+    """One request to the ledger, which names the work and what came of the task `hashed`."""
+    body = {
+        "execution": "${execution.id}",
+        "step": EFFECT,
+        "attempt": "${execution.attempt}",
+        "token": "${execution.attempt}",
+        "hash": f"${{string({hashed})}}",
+    }
+    return {"type": "sink.http", "retry": RETRY, "timeout_s": 10, "with": {"url": url, "timeout_s": 5, "body": body}}
