@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 import app
 from app.adapters import collector, runtime_metrics
+from app.adapters.beats import PipeBeats, Seats
 from app.domain import watchdog
 from app.domain.watchdog import StallPolicy, Watch
 from app.errors import HeadraceError, Stalled
@@ -32,10 +33,12 @@ from config.settings import Settings
 log = logging.getLogger(__name__)
 
 ANNOUNCE_FD = "HEADRACE_ANNOUNCE_FD"
+BEATS_FD = "HEADRACE_BEATS_FD"
 SUPERVISOR_PID = "HEADRACE_SUPERVISOR_PID"
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PARENT_CHECK_INTERVAL_S = 1.0
+READY_INTERVAL_S = 0.5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 RunRoles = Callable[[Settings, frozenset[str], HealthRegistry, asyncio.Event], Coroutine[Any, Any, None]]
@@ -54,15 +57,16 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The supervisor of this process, if it has one; `announce_fd` is the pipe to it."""
+    """The supervisor of this process, if it has one; `announce_fd` is the pipe to it, `beats_fd` that of beats."""
 
     pid: int | None = None
     announce_fd: int | None = None
+    beats_fd: int | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Parent":
-        pid, fd = environ.get(SUPERVISOR_PID), environ.get(ANNOUNCE_FD)
-        return cls(int(pid) if pid else None, int(fd) if fd else None)
+        pid, fd, beats = environ.get(SUPERVISOR_PID), environ.get(ANNOUNCE_FD), environ.get(BEATS_FD)
+        return cls(int(pid) if pid else None, int(fd) if fd else None, int(beats) if beats else None)
 
     def announce(self, message: dict[str, Any]) -> None:
         """Write one JSON line to the supervisor; without one, nothing."""
@@ -89,16 +93,20 @@ def main(
     roles: frozenset[str],
     run_roles: RunRoles,
     current: Callable[[], Settings] | None = None,
+    seats: Seats | None = None,
 ) -> int:
     """Run `roles` until a signal stops them; the exit code of the process.
 
-    `current` gives the settings in force where they can be reloaded; `/config` shows them. Raises
+    `current` gives the settings in force where they can be reloaded; `/config` shows them. `seats` are what the
+    roles hold in their groups, told to the supervisor. Raises
     `UserError` when a port cannot be had; every other failure is logged here.
     """
     parent = Parent.from_environ(os.environ)
     if parent.pid is not None:
         die_with_parent(parent.pid)
-    return uvloop.run(_Process(settings, roles, run_roles, parent, current or (lambda: settings)).run())
+    return uvloop.run(
+        _Process(settings, roles, run_roles, parent, current or (lambda: settings), seats or Seats()).run()
+    )
 
 
 def ops_addresses(settings: Settings) -> tuple[Address, Address]:
@@ -142,7 +150,9 @@ class _Process:
         run_roles: RunRoles,
         parent: Parent,
         current: Callable[[], Settings],
+        seats: Seats,
     ) -> None:
+        self._seats = seats
         self._settings = settings
         self._current = current
         self._roles = roles
@@ -165,13 +175,25 @@ class _Process:
             "process started",
             extra={"action": "process_started", "roles": name, "urls": [server.url for server in servers]},
         )
-        code, overdue = await self._live(servers)  # 3 and 4
+        beats = self._begin_beats()
+        try:
+            code, overdue = await self._live(servers)  # 3 and 4
+        finally:
+            if beats is not None:
+                beats.stop()
         self._parent.announce({"ledger": ledger_of_process()})  # 5
         await stop_all(servers, timeout_s=2.0)  # 6
         log.info("process stopped", extra={"action": "process_stopped", "roles": name, "exit_code": code})
         if overdue:
             exit_now(code)
         return code
+
+    def _begin_beats(self) -> PipeBeats | None:
+        if self._parent.beats_fd is None:
+            return None
+        beats = PipeBeats(self._parent.beats_fd, self._seats, self._settings.cluster.beat_interval_ms / 1000)
+        beats.start()
+        return beats
 
     def _listen(self) -> list[tuple[ASGIApp, socket.socket]]:
         """Under a supervisor one free loopback port, else the ports of the settings."""
@@ -195,6 +217,7 @@ class _Process:
                 runtime_metrics.watch_loop(self._settings.metrics.loop_lag_interval_ms / 1000), name="loop lag"
             ),
             asyncio.create_task(freeze_when_started(self._health), name="gc freeze"),
+            asyncio.create_task(_keep_ready(self._health, self._seats), name="readiness"),
         ]
         if self._parent.pid is not None:
             beside.append(asyncio.create_task(_follow_parent(self._parent.pid), name="parent check"))
@@ -283,6 +306,16 @@ async def freeze_when_started(health: HealthRegistry) -> None:
     while not health.startup().ok:  # noqa: ASYNC110 - checks are asked, they do not call
         await asyncio.sleep(0.25)
     collector.freeze()
+
+
+async def _keep_ready(health: HealthRegistry, seats: Seats) -> None:
+    """Whether this process is ready, for those who ask in another thread."""
+    while True:
+        ready = health.report("ready")[0] == 200
+        if ready != seats.ready:
+            seats.ready = ready
+            seats.tell()
+        await asyncio.sleep(READY_INTERVAL_S)
 
 
 async def _follow_parent(pid: int) -> None:

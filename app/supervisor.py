@@ -13,7 +13,7 @@ from app.domain.restart import RestartPolicy, after_death
 from app.errors import HeadraceError
 from app.lifecycle import Deadline
 from app.metrics import CHILD_RESTARTS, CHILD_UP
-from app.supervisor_child import Child, Relay, environment, worker_command
+from app.supervisor_child import Child, Relay, Watch, environment, worker_command
 from config.supervisor import SupervisorSettings
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Supervisor:
         self._environment = environment(environ, url)
         self._command = command
         self._relay = relay
+        self._watch: Watch | None = None
         self._monotonic_s = monotonic_s
         self._stopping = asyncio.Event()
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -79,8 +80,12 @@ class Supervisor:
     def started(self) -> bool:
         return bool(self._keepers)
 
-    async def start(self, extra_environ: Mapping[str, str] | None = None) -> None:
-        """Start every child; return when each has been started once (not: when it is ready)."""
+    async def start(self, extra_environ: Mapping[str, str] | None = None, watch: Watch | None = None) -> None:
+        """Start every child; return when each has been started once (not: when it is ready).
+
+        `watch` is told of each child, then and at every restart.
+        """
+        self._watch = watch
         self._environment |= extra_environ or {}
         for slot in self.slots.values():
             await self._spawn(slot)
@@ -118,10 +123,10 @@ class Supervisor:
             if slot.child is not None:
                 slot.child.signal(signal.SIGKILL)
 
-    def kill(self, role: str, why: str) -> None:
-        """SIGKILL to a child that does not answer; its keeper starts another."""
+    def kill(self, role: str, why: str, pid: int | None = None) -> None:
+        """SIGKILL to a child that does not answer, if it still has this `pid`; its keeper starts another."""
         child = self.slots[role].child
-        if child is not None and not self._stopping.is_set():
+        if child is not None and not self._stopping.is_set() and pid in (None, child.pid):
             log.error(f"{role}: {why}", extra={"action": "child_killed", "role": role, "child_pid": child.pid})
             child.signal(signal.SIGKILL)
 
@@ -130,7 +135,12 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             slot.child = await Child.start(
-                slot.role, self._command(slot.role), self._environment, self._monotonic_s(), self._relay
+                slot.role,
+                self._command(slot.role),
+                self._environment,
+                self._monotonic_s(),
+                self._relay,
+                self._watch,
             )
             slot.healthy_since_s, slot.seen_ledger = None, {}
         CHILD_UP.labels(slot.role).set(1)

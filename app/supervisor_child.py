@@ -15,11 +15,13 @@ import orjson
 
 import app
 from app.http.view import SUPERVISOR_URL
-from app.lifecycle import ANNOUNCE_FD, SUPERVISOR_PID
+from app.lifecycle import ANNOUNCE_FD, BEATS_FD, SUPERVISOR_PID
 
 log = logging.getLogger(__name__)
 
 Relay = Callable[[str, str], None]
+# Role, pid, and the end of the pipe at which the beats come in, which is the taker's.
+Watch = Callable[[str, int, int], None]
 
 
 def worker_command(role: str) -> list[str]:
@@ -54,25 +56,38 @@ class Child:
 
     @classmethod
     async def start(
-        cls, role: str, command: Sequence[str], env: Mapping[str, str], started_s: float, relay: Relay | None
+        cls,
+        role: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        started_s: float,
+        relay: Relay | None,
+        watch: Watch | None = None,
     ) -> "Child":
-        """Start it in a session of its own, so that the terminal's Ctrl-C reaches only the supervisor."""
+        """Start it in a session of its own, so that the terminal's Ctrl-C reaches only the supervisor.
+
+        It beats only where there is a `watch` to hear it.
+        """
         reading, writing = os.pipe()
+        hearing, beating = (-1, -1) if watch is None else os.pipe()
+        beats = {} if watch is None else {BEATS_FD: str(beating)}
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env={**env, ANNOUNCE_FD: str(writing)},
-                pass_fds=(writing,),
+                env={**env, ANNOUNCE_FD: str(writing), **beats},
+                pass_fds=(writing,) if watch is None else (writing, beating),
                 start_new_session=True,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if relay else None,
                 stderr=asyncio.subprocess.STDOUT if relay else None,
             )
         except BaseException:
-            os.close(reading)
+            _close(reading, hearing)
             raise
         finally:
-            os.close(writing)
+            _close(writing, beating)
+        if watch is not None:
+            watch(role, process.pid, hearing)
         child = cls(role, process, started_s)
         child._readers.append(asyncio.create_task(child._hear(reading), name=f"announcements of {role}"))
         if relay and process.stdout:
@@ -112,6 +127,12 @@ class Child:
             return
         self.url = message.get("health_url", self.url)
         self.ledger = message.get("ledger", self.ledger)
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
 
 
 async def _relay(role: str, stream: asyncio.StreamReader, relay: Relay) -> None:

@@ -16,6 +16,7 @@ import orjson
 
 import app
 from app.adapters import runtime_metrics
+from app.adapters.clock import SystemClock
 from app.domain.drain import Look, outlook
 from app.errors import EnvironmentError_, HeadraceError
 from app.http.config import document
@@ -24,6 +25,7 @@ from app.http.ops import Group, ops_app
 from app.http.server import Address, HttpServer, bind, bind_all, stop_all
 from app.lifecycle import Deadline, exit_now, on_stop_signals, ops_addresses
 from app.log import is_colored as log_colored
+from app.node import Node, NodePlan
 from app.supervisor import Supervisor
 from app.supervisor_child import worker_command
 from app.supervisor_screen import Screen, Totals, block, ledger_line, rate_line, rates
@@ -89,6 +91,7 @@ class Run:
         self._kafka = Check(ok=False, detail="not started yet")
         self._servers: list[HttpServer] = []
         self._last_ledger: dict[str, Any] | None = None
+        self._node: Node | None = None
 
     async def run(self) -> int:
         """1 ports, 2 Kafka, 3 topics, 4 children, 5 show until the end, 6 children in order, 7 Kafka, 8 ports.
@@ -103,7 +106,9 @@ class Run:
             self._screen.progress("Starting Kafka …" if plan.broker else "Waiting for Kafka …")
             bootstrap = await self._or_stop(self._start_kafka())  # 2
             await self._or_stop(_awaited(plan.prepare(bootstrap)))  # 3
-            await supervisor.start({BOOTSTRAP_VARIABLE: bootstrap, **self._log_variables()})  # 4
+            self._node = self._begin_node(supervisor, bootstrap)
+            watch = None if self._node is None else self._node.started
+            await supervisor.start({BOOTSTRAP_VARIABLE: bootstrap, **self._log_variables()}, watch)  # 4
             late, failing = await self._or_stop(_both(self._late_roles(supervisor, view), self._demonstrate(bootstrap)))
             self._screen.close()
             self._screen.line(self._block(bootstrap, late, failing))
@@ -161,6 +166,19 @@ class Run:
         bootstrap = self._plan.bootstrap_servers if broker is None else broker.bootstrap
         self._kafka = Check(ok=True, detail=bootstrap)
         return bootstrap
+
+    def _begin_node(self, supervisor: Supervisor, bootstrap: str) -> Node | None:
+        """The watch over the children and over other nodes, unless the settings want none."""
+        if not self._plan.settings.cluster.enabled:
+            return None
+        loop = asyncio.get_running_loop()
+
+        def kill(role: str, pid: int, why: str) -> None:
+            loop.call_soon_threadsafe(supervisor.kill, role, why, pid)
+
+        node = Node(NodePlan(self._plan.settings, bootstrap, self._plan.roles, kill), SystemClock())
+        node.start()
+        return node
 
     def _log_variables(self) -> dict[str, str]:
         """On a terminal the children write for people too, although they speak through a pipe."""
@@ -277,6 +295,8 @@ class Run:
         orderly = await supervisor.stop(Deadline(deadline.remaining_s() * 0.8), lambda: self._drain(view))
         if supervisor.started:
             self._screen.line(ledger_line(view.ledger_of(await view.scrape())))
+        if self._node is not None:
+            await asyncio.to_thread(self._node.stop)
         orderly &= await self._stop_kafka(deadline)
         await view.close()
         await stop_all(self._servers, timeout_s=2.0)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from app.adapters.beats import Seats
 from app.adapters.clock import SystemClock
 from app.adapters.reload import Reloader
 from app.adapters.topics_admin import ensure_topics, wait_for_broker, wait_for_coordinator
@@ -55,6 +56,7 @@ async def run_roles(
     health: HealthRegistry,
     stop: asyncio.Event,
     live: LiveSettings | None = None,
+    seats: Seats | None = None,
 ) -> None:
     """Run `roles` until `stop` is set and everything is drained; raises when one of them fails.
 
@@ -62,7 +64,7 @@ async def run_roles(
     created or checked; (4) the roles run side by side.
     """
     try:
-        await _run(settings, roles, health, stop, live)
+        await _run(settings, roles, health, stop, live, seats or Seats())
     except BaseExceptionGroup as group:
         raise _cause(group) from group
 
@@ -86,10 +88,11 @@ async def _run(
     health: HealthRegistry,
     stop: asyncio.Event,
     live: LiveSettings | None,
+    seats: Seats,
 ) -> None:
     """With traces, where the settings say where to."""
     async with _tracing(settings, roles) as tracing:
-        context = Context(settings, lambda: settings, health, stop, SystemClock(), tracing=tracing)
+        context = Context(settings, lambda: settings, health, stop, SystemClock(), tracing=tracing, seats=seats)
         await _run_all(context, roles, live)
 
 

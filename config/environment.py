@@ -19,7 +19,9 @@ SECRETS_DIR = "HEADRACE_SECRETS_DIR"
 # Secrets of workflow tasks: read when a task names them, never settings.
 TASK_SECRET = "HEADRACE_SECRET_"  # noqa: S105 - the beginning of a variable's name
 # How the supervisor of `headrace up` speaks to its children: facts of a start, not settings.
-_SUPERVISED = frozenset({"HEADRACE_ANNOUNCE_FD", "HEADRACE_SUPERVISOR_PID", "HEADRACE_SUPERVISOR_URL"})
+_SUPERVISED = frozenset(
+    {"HEADRACE_ANNOUNCE_FD", "HEADRACE_BEATS_FD", "HEADRACE_SUPERVISOR_PID", "HEADRACE_SUPERVISOR_URL"}
+)
 RESERVED = frozenset({CONFIG_FILE, SECRETS_DIR}) | _SUPERVISED
 
 # Names that other tools agree on; an empty value counts as not given, as compose files pass it so.

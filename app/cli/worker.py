@@ -27,16 +27,17 @@ def command(
             "No Kafka is named: set kafka.bootstrap_servers (or KAFKA_BOOTSTRAP_SERVERS), or run `headrace up`."
         )
     from app import lifecycle, log  # noqa: PLC0415 - `--help` must not wait for web servers
+    from app.adapters.beats import Seats  # noqa: PLC0415
     from config.live import LiveSettings  # noqa: PLC0415
 
     role = ",".join(wanted)
     log.configure(settings.log, role=role)
-    live = LiveSettings(loaded)
+    live, seats = LiveSettings(loaded), Seats()
     live.subscribe(lambda _old, new: log.configure(new.log, role=role))
 
     async def run_roles(*given: Any) -> None:
         # Kafka clients and tables take seconds to load on a busy machine; health answers meanwhile.
         wiring = await asyncio.to_thread(importlib.import_module, "app.wiring")
-        await wiring.run_roles(*given, live=live)
+        await wiring.run_roles(*given, live=live, seats=seats)
 
-    raise typer.Exit(lifecycle.main(settings, frozenset(wanted), run_roles, lambda: live.current))
+    raise typer.Exit(lifecycle.main(settings, frozenset(wanted), run_roles, lambda: live.current, seats))

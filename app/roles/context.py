@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from app.adapters.beats import Seats
 from app.adapters.connection import security_options
 from app.adapters.faust_app import App, crashed, new_app
 from app.adapters.producer import BatchProducer, Delivered, ProducerLimits
@@ -35,6 +36,7 @@ class Context:
     clock: Clock
     subscribe: Callable[[Listener], Callable[[], None]] = _never_changes
     tracing: Tracing | None = None
+    seats: Seats = field(default_factory=Seats)
 
     @property
     def bootstrap(self) -> str:
@@ -90,7 +92,20 @@ class Context:
         )
         app.conf.broker_rebalance_timeout = kafka.rebalance_timeout_ms / 1000
         app.conf.broker_max_poll_interval = kafka.max_poll_interval_ms / 1000
+        tell_seats(app, self.seats)
         return app
+
+
+def tell_seats(app: App, seats: Seats) -> None:
+    """Have `seats` know at any time what the group has given to this app."""
+    group = app.conf.id
+    # The client is made by the start, and must not be made by who only asks.
+    seats.watch(group, lambda: app.consumer.member_id if app.started else "")
+
+    async def on_assigned(_: Any, assigned: Any, **__: Any) -> None:
+        seats.took(group, app.consumer_generation_id, (f"{tp.topic}-{tp.partition}" for tp in assigned))
+
+    app.on_partitions_assigned.connect(on_assigned, weak=False)
 
 
 def hot_limits(limits: ProducerLimits, settings: ProducerSettings) -> ProducerLimits:

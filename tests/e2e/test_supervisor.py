@@ -92,6 +92,17 @@ def test_a_frozen_child_shows_as_down_and_hangs_nothing(up):
     answered(f"{health}/health", 200)
 
 
+def test_a_child_that_stands_still_is_killed_and_started_again():
+    with started("up", "impatient") as running:
+        health, _ = _urls(running)
+        answered(f"{health}/health/ready", 200)
+        stopped = running.children()["worker"]
+        stopped.suspend()
+        body = answered(f"{health}/health", 200, lambda body: body["children"]["worker"]["restarts"] == 1)
+        assert body["children"]["worker"]["pid"] != stopped.pid
+        assert "it stands still for 1." in running.output
+
+
 def test_a_child_that_no_longer_answers_is_replaced():
     with started("up", "block_loop") as running:
         health, _ = _urls(running)

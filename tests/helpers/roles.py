@@ -33,6 +33,7 @@ def settings(**sections: dict[str, Any]) -> Settings:
         "metrics": {"port": 0},
         # A busy machine lets a child answer late; a test asks for 5 s.
         "supervisor": {"restart_backoff_ms": 20, "status_interval_s": 0.05, "scrape_timeout_ms": 3000},
+        "cluster": {"frozen_kill_after_s": 60},
     }
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section
@@ -86,7 +87,17 @@ async def block_loop(_: Settings, roles: frozenset[str], health: HealthRegistry,
         time.perf_counter()
 
 
-MODES = {mode.__name__: mode for mode in (obey, never_join, stall, ignore_stop, crash, block_loop)}
+async def impatient(settings_: Settings, roles: frozenset[str], health: HealthRegistry, stop: asyncio.Event) -> None:
+    """As `obey`, under a supervisor that soon kills who stands still."""
+    await obey(settings_, roles, health, stop)
+
+
+MODES = {mode.__name__: mode for mode in (obey, never_join, stall, ignore_stop, crash, block_loop, impatient)}
+# Of the supervisor, by the mode of its producer.
+HURRIED: dict[str, dict[str, dict[str, Any]]] = {
+    "block_loop": {"supervisor": {"unresponsive_after_s": 1.0}},
+    "impatient": {"cluster": {"frozen_kill_after_s": 1.0}},
+}
 
 
 def command(role: str, mode: str = "obey") -> list[str]:
@@ -104,7 +115,7 @@ def plan(mode: str, chosen: Settings | None = None) -> Plan:
         return command(role, mode if role == "producer" else "obey")
 
     return Plan(
-        settings=chosen or settings(supervisor={"unresponsive_after_s": 1.0} if mode == "block_loop" else {}),
+        settings=chosen or settings(**HURRIED.get(mode, {})),
         bootstrap_servers="127.0.0.1:1",
         data_folder=os.devnull,
         broker=None,
