@@ -135,13 +135,12 @@ class Driver:
             raise SideFailed(f"the workflow was refused: {told(answer)}")
 
     async def start_now(self, workflow: str, count: int) -> int:
-        """Start so many executions of another workflow; how many were acknowledged."""
+        """Start so many executions of another workflow; how many were answered."""
         numbers = itertools.islice(self._numbers, count)
         intents = [Intent(f"{self._prefix}{number}", number) for number in numbers]
         self.tally.planned += count
-        before = len(self.tally.accepted)
         unknown = await self._ask(self._chance.choice(self._ports), intents, workflow)
-        return 0 if unknown else len(self.tally.accepted) - before
+        return count - len(unknown)
 
     def _begin(self) -> None:
         intents = [Intent(f"{self._prefix}{number}", number) for number in itertools.islice(self._numbers, self._batch)]

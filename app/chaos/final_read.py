@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from typing import Final
@@ -19,6 +20,7 @@ class Ends:
 
     def __init__(self, reader: TopicReader) -> None:
         self.seen: set[str] = set()
+        self.statuses: Counter[str] = Counter()
         self._reader = reader
         self._at: Offsets | None = None
 
@@ -32,8 +34,10 @@ class Ends:
             async for batch in batches:
                 for record in batch:
                     run = decode_run(record.value or b"")
-                    if run.events and isinstance(run.events[-1], ExecutionEnded):
+                    last = run.events[-1]
+                    if isinstance(last, ExecutionEnded) and run.execution_id not in self.seen:
                         self.seen.add(run.execution_id)
+                        self.statuses[last.status] += 1
         self._at = end
 
     async def until(self, wanted: AbstractSet[str], timeout_s: float) -> float:

@@ -26,6 +26,7 @@ from app.chaos.proxy import Link
 from app.cluster_run import HOST, SUPERVISOR, LocalCluster, LocalNode
 from app.errors import EnvironmentError_
 from config.embedded import EmbeddedSettings
+from config.topics import WORKFLOW_EVENTS
 
 QUEUE: Final = "far"
 ROLES: Final = (("worker", "coordinator", "api-gateway"), ("worker", "coordinator", "api-gateway"))
@@ -61,6 +62,7 @@ class Rig:
         self.shape = shape
         self.links: dict[str, Link] = {}
         self.ledger: Child | None = None
+        self._witness: Child | None = None
         self.ledger_file = folder / "ledger.jsonl"
         self._chance = random.Random(seed)
         self._ports = iter(_free_ports())
@@ -97,6 +99,18 @@ class Rig:
         for at, one in enumerate(self.cluster.nodes):
             if one.api_url:
                 await self._link(f"api-{at}", next(self._ports), one.api_port)
+
+    async def start_witness(self) -> None:
+        """Read the events as they come, for whoever compares them later."""
+        argv = [sys.executable, "-m", "app.chaos.checker_witness", "--bootstrap", self.bootstrap]
+        argv += ["--topic", WORKFLOW_EVENTS.name, "--file", str(self.folder / "witness.jsonl")]
+        self._witness = await start(argv, self.folder)
+        self._stack.push_async_callback(self._witness.stop)
+
+    async def stop_witness(self) -> None:
+        """Its file is whole then."""
+        assert self._witness is not None, "started"
+        await self._witness.stop()
 
     async def _link(self, name: str, port: int, target_port: int) -> None:
         self.links[name] = await self._stack.enter_async_context(Link(port, target_port, self._chance, name))
