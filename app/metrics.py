@@ -187,3 +187,17 @@ TASKS_ABANDONED = Gauge(
 TASK_PROCESSES_DIED = Counter(
     "workflow_task_processes_died", "Task processes that ended under their task.", registry=REGISTRY
 )
+CLUSTER_MEMBERS = Gauge("cluster_members", "Nodes of the cluster that this node knows.", registry=REGISTRY)
+CLUSTER_UNREACHABLE = Gauge(
+    "cluster_unreachable_members", "Nodes of the cluster that are not reached.", registry=REGISTRY
+)
+CLUSTER_LEADER = Gauge("cluster_leader", "1 on the node that does what one has to do for all.", registry=REGISTRY)
+CLUSTER_NODES = Gauge(
+    "cluster_nodes", "Nodes by version and standing; told by the leader.", ["version", "standing"], registry=REGISTRY
+)
+CLUSTER_OWNERLESS = Gauge(
+    "cluster_ownerless_partitions",
+    "Partitions of a group that no reachable node has; told by the leader.",
+    ["group"],
+    registry=REGISTRY,
+)
