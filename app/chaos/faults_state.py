@@ -62,10 +62,10 @@ def _fill(path: Path) -> int:
 
 
 async def clock(scene: Scene, planned: Planned) -> Struck:
-    """The wall clock of one node jumps, and jumps back after the fault's length; the monotonic one goes on."""
-    at = int(planned.pick * len(scene.rig.cluster.nodes))
+    """The wall clock of the last node jumps, and jumps back after the fault's length; the monotonic one goes on."""
+    at = len(scene.rig.cluster.nodes) - 1
     node = scene.rig.cluster.nodes[at]
-    jump_s = JUMPS_S[int(planned.pick * 1_000) % len(JUMPS_S)]
+    jump_s = JUMPS_S[int(planned.pick * len(JUMPS_S))]
     file = scene.rig.clock_file(at)
     try:
         set_clock(file, jump_s)

@@ -168,8 +168,8 @@ class Rig:
         return self.cluster.nodes[node].folder / ".headrace" / "tables"
 
     def clock_of(self, node: int) -> dict[str, str]:
-        """The environment of a node whose wall clock can be set; its monotonic clock is the machine's."""
-        if "clock" not in self.shape.needs:
+        """The environment of the last node, whose wall clock can be set; its monotonic clock is the machine's."""
+        if "clock" not in self.shape.needs or node != self.shape.nodes - 1:
             return {}
         if not FAKETIME.exists():
             raise EnvironmentError_("Faults of the clock need libfaketime: apt-get install faketime.")
