@@ -63,12 +63,13 @@ class OpLine:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One start that was asked for, its two lines put together; `at_ns` is that of its intent."""
+    """One start that was asked for, its two lines put together: from `at_ns`, its intent, to `until_ns`, its outcome."""
 
     key: str
     at_ns: int
     outcome: Outcome
     execution: str | None = None
+    until_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,5 +195,5 @@ def requests_of(lines: Iterable[OpLine]) -> list[Request]:
         if line.op not in found:
             raise UserError(f"{OPS}: op {line.op} is {line.phase}, and nothing says that it was meant")
         meant = found[line.op]
-        found[line.op] = Request(meant.key, meant.at_ns, line.phase, line.execution)
+        found[line.op] = Request(meant.key, meant.at_ns, line.phase, line.execution, line.at_ns)
     return list(found.values())

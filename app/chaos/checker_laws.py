@@ -251,7 +251,7 @@ def not_vacuous(folder: Folder) -> Law:
     if len(requests) < plan.ok_share * plan.planned_starts:
         says.append(f"{len(requests):,} of {plan.planned_starts:,} starts were sent")
     windows = [_window(fault, plan) for fault in faults]
-    calm = [each for each in requests if not any(since <= each.at_ns <= until for since, until in windows)]
+    calm = [each for each in requests if not any(_meets(each, window) for window in windows)]
     ok = sum(each.outcome == "ok" for each in calm)
     if ok < plan.ok_share * len(calm):
         says.append(f"{ok:,} of {len(calm):,} starts outside of faults were acknowledged")
@@ -264,11 +264,20 @@ def not_vacuous(folder: Folder) -> Law:
         for planned in plan.planned_faults
         if planned.number not in proved
     ]
+    sent = folder.acks or ()
+    if sent and not any(ack.outcome == "ok" for ack in sent):
+        says.append("no reading was acknowledged")
     by_kind = Counter(fault.fault for fault in faults if fault.proof)
     return law(
-        "not vacuous", len(requests) + len(faults), says, sent=len(requests), acknowledged=total,
+        "not vacuous", len(requests) + len(faults) + len(sent), says, sent=len(requests), acknowledged=total,
         calm=len(calm), calm_ok=_share(ok, len(calm)), faults=dict(by_kind),
     )  # fmt: skip
+
+
+def _meets(request: Request, window: tuple[int, int]) -> bool:
+    """Whether it was under way in the window; one without an outcome was until who knows when."""
+    since, until = window
+    return request.at_ns <= until and (request.until_ns is None or request.until_ns >= since)
 
 
 def _window(fault: FaultLine, plan: Plan) -> tuple[int, int]:
