@@ -311,6 +311,7 @@ class LocalCluster:
             "tasks.sqlite_paths": [str(self.folder / "files")],
             "supervisor.demo_workflows": False,
             "health.stop_deadline_s": NODES_STOP_S - 2,
+            "cluster.node_id": node.name,
             **self._settings,
             "kafka.bootstrap_servers": self.bootstrap,
             "http.port": node.api_port,

@@ -17,6 +17,7 @@ import orjson
 import app
 from app.adapters import runtime_metrics
 from app.adapters.clock import SystemClock
+from app.cluster_registry import Membership
 from app.domain.drain import Look, outlook
 from app.errors import EnvironmentError_, HeadraceError
 from app.http.config import document
@@ -92,6 +93,7 @@ class Run:
         self._servers: list[HttpServer] = []
         self._last_ledger: dict[str, Any] | None = None
         self._node: Node | None = None
+        self._membership: Membership | None = None
 
     async def run(self) -> int:
         """1 ports, 2 Kafka, 3 topics, 4 children, 5 show until the end, 6 children in order, 7 Kafka, 8 ports.
@@ -107,6 +109,7 @@ class Run:
             bootstrap = await self._or_stop(self._start_kafka())  # 2
             await self._or_stop(_awaited(plan.prepare(bootstrap)))  # 3
             self._node = self._begin_node(supervisor, bootstrap)
+            await self._or_stop(self._join(bootstrap))
             watch = None if self._node is None else self._node.started
             await supervisor.start({BOOTSTRAP_VARIABLE: bootstrap, **self._log_variables()}, watch)  # 4
             late, failing = await self._or_stop(_both(self._late_roles(supervisor, view), self._demonstrate(bootstrap)))
@@ -180,6 +183,13 @@ class Run:
         node.start()
         return node
 
+    async def _join(self, bootstrap: str) -> None:
+        """Be a member of the cluster before anything is worked on. Raises `UserError` when that is refused."""
+        if self._node is not None:
+            self._membership = Membership(self._plan.settings, self._node.view, SystemClock(), bootstrap)
+            self._health.add("cluster", self._membership.registry.check)
+            await self._membership.join()
+
     def _log_variables(self) -> dict[str, str]:
         """On a terminal the children write for people too, although they speak through a pipe."""
         log_settings = self._plan.settings.log
@@ -232,11 +242,14 @@ class Run:
         tasks = {
             asyncio.create_task(self._stop.wait(), name="stop"),
             asyncio.create_task(supervisor.failed(), name="children"),
+            *([asyncio.create_task(self._membership.failed(), name="membership")] if self._membership else []),
             asyncio.create_task(self._status(supervisor, view), name="status"),
             asyncio.create_task(
                 runtime_metrics.watch_loop(self._plan.settings.metrics.loop_lag_interval_ms / 1000), name="loop lag"
             ),
         }
+        if self._node is not None:
+            tasks.add(asyncio.create_task(self._node.ended(), name="node"))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -291,10 +304,14 @@ class Run:
         self._screen.close()
         self._screen.progress("Stopping …")
         self._health.stopping()
+        if self._node is not None:
+            self._node.leave()
         deadline = Deadline(self._plan.settings.health.stop_deadline_s)
         orderly = await supervisor.stop(Deadline(deadline.remaining_s() * 0.8), lambda: self._drain(view))
         if supervisor.started:
             self._screen.line(ledger_line(view.ledger_of(await view.scrape())))
+        if self._membership is not None:
+            await self._membership.leave()
         if self._node is not None:
             await asyncio.to_thread(self._node.stop)
         orderly &= await self._stop_kafka(deadline)
