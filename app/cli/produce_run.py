@@ -23,10 +23,11 @@ from app.adapters.reload import Reloader
 from app.adapters.topic_reader import TopicReader
 from app.adapters.topics_admin import ensure_topics, wait_for_broker
 from app.domain.ledger import Ledger
-from app.errors import BrokerUnavailable, HeadraceError
+from app.errors import BrokerUnavailable, EnvironmentError_, HeadraceError
 from app.http.health import HealthRegistry
 from app.lifecycle import exit_now, on_stop_signals
 from app.roles.context import Context, first_of
+from app.roles.spooled import Spooled, spooled
 from app.supervisor_screen import AboveLive, Screen, ledger_line, quantile
 from config.live import LiveSettings
 from config.load import Loaded
@@ -108,25 +109,42 @@ async def _prepared(context: Context, screen: Screen) -> bool:
 async def _produce(one: _Run) -> None:
     """Numbered as `run`."""
     context = one.context
-    async with context.producer("produce", one.books.delivered) as producer:
+    async with (
+        context.producer("produce", one.books.delivered) as producer,
+        _spooled(one, producer) as way,
+    ):
         showing = asyncio.create_task(_show(one, producer), name="rate line")
         reloading = asyncio.create_task(Reloader(one.live).run(), name="reload")
         if one.job.seconds is not None:
             asyncio.get_running_loop().call_later(one.job.seconds, context.stop.set)
         try:
-            work = _fleet(one, producer) if one.job.recording is None else _recorded(one, producer)  # 2, 3
-            await first_of(
-                asyncio.create_task(work, name="produce"),
-                asyncio.create_task(_raise_failure(producer), name="producer failure"),
-            )
-            await producer.flush()  # 4
+            work = _fleet(one, way) if one.job.recording is None else _recorded(one, producer)  # 2, 3
+            await first_of(asyncio.create_task(work, name="produce"), *way.failures())
+            await way.settled()  # 4
         finally:
             for task in (showing, reloading):
                 task.cancel()
             await asyncio.gather(showing, reloading, return_exceptions=True)
 
 
-def _fleet(one: _Run, producer: BatchProducer) -> Coroutine[Any, Any, None]:
+@asynccontextmanager
+async def _spooled(one: _Run, producer: BatchProducer) -> AsyncIterator[Spooled]:
+    """With a spool for the fleet, while no other process has its folder; a recording waits for the broker instead."""
+    if one.job.recording is not None:
+        yield Spooled(producer, one.books, None)
+        return
+    async with AsyncExitStack() as stack:
+        try:
+            way = await stack.enter_async_context(spooled(one.context, producer, one.books, "produce"))
+        except EnvironmentError_ as error:
+            if not error.facts.get("locked"):
+                raise
+            logger.warning("%s Readings wait in memory only.", error, extra={"action": "spool_unused"})
+            way = Spooled(producer, one.books, None)
+        yield way
+
+
+def _fleet(one: _Run, way: Spooled) -> Coroutine[Any, Any, None]:
     context = one.context
     fleet = fleet_of(context.settings.device)
 
@@ -137,10 +155,10 @@ def _fleet(one: _Run, producer: BatchProducer) -> Coroutine[Any, Any, None]:
     async def both() -> None:
         await first_of(
             asyncio.create_task(
-                generate(fleet, producer, context.clock, one.books, limits, context.stop), name="fleet"
+                generate(fleet, way.sender, context.clock, one.books, limits, context.stop), name="fleet"
             ),
             asyncio.create_task(
-                commands(_orders(context), fleet=fleet, clock=context.clock, publisher=producer), name="commands"
+                commands(_orders(context), fleet=fleet, clock=context.clock, publisher=way.producer), name="commands"
             ),
         )
 
@@ -176,10 +194,6 @@ async def _recorded(one: _Run, producer: BatchProducer) -> None:
     )
 
 
-async def _raise_failure(producer: BatchProducer) -> None:
-    raise await producer.failure()
-
-
 # ---- what is shown ----
 
 
@@ -211,16 +225,19 @@ def rate_line(before: Ledger, now: Ledger, seconds: float, waiting: int, p95_s: 
         f" · {waiting:,} waiting"
     )
     dropped = sum(now.dropped.values())
-    letters = f" · {now.dead_lettered:,} dead letters" if now.dead_lettered else ""
+    letters = f" · {now.spooled:,} on disk" if now.spooled else ""
+    letters += f" · {now.dead_lettered:,} dead letters" if now.dead_lettered else ""
     return line + letters + (f" · {dropped:,} dropped" if dropped else "")
 
 
 def _last_words(one: _Run) -> int:
     ledger = one.books.ledger
     outcomes = {"acknowledged": ledger.acknowledged, "dead_lettered": ledger.dead_lettered}
+    outcomes |= {"spooled": ledger.spooled} if ledger.spooled or ledger.recovered else {}
     outcomes |= {f"dropped_{reason}": count for reason, count in sorted(ledger.dropped.items())}
     document = {
         "generated": ledger.generated,
+        **({"recovered": ledger.recovered} if ledger.recovered else {}),
         "outcomes": outcomes,
         "in_flight": ledger.in_flight,
         "balanced": one.books.balances(0) and ledger.in_flight == 0,

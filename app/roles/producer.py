@@ -8,12 +8,12 @@ from agents.generate import GenerateLimits, commands, fleet_of, generate, limits
 from agents.ledger import Books
 from app import metrics
 from app.adapters.faust_app import running
-from app.adapters.producer import BatchProducer
 from app.domain import watchdog
 from app.domain.watchdog import Progress
 from app.http.health import Check
 from app.ports import Clock, InRecord
 from app.roles.context import Context, first_of, raise_crash
+from app.roles.spooled import spooled
 from config.topics import DEVICE_COMMANDS, DEVICE_TELEMETRY
 
 
@@ -21,7 +21,10 @@ async def run_producer(context: Context) -> None:
     """Run the fleet until stop; its last readings and the ledger's balance come before the producer closes."""
     books = Books(DEVICE_TELEMETRY.name)
     fleet = fleet_of(context.settings.device)
-    async with context.producer("fleet", books.delivered) as producer:
+    async with (
+        context.producer("fleet", books.delivered) as producer,
+        spooled(context, producer, books, "fleet") as way,
+    ):
         app = context.faust_app("fleet")
 
         async def obey(stream: Any) -> None:
@@ -36,15 +39,14 @@ async def run_producer(context: Context) -> None:
         acknowledged = Acknowledged(books, context.clock, context.settings.health.stall_after_s)
         context.health.add("fleet", lambda: Check(app.has_joined, f"{len(fleet.devices)} devices obey commands"))
         context.health.add("readings", acknowledged.check)
-        metrics.LEDGER_IMBALANCE.set_function(lambda: books.imbalance)
+        metrics.LEDGER_IMBALANCE.set_function(lambda: way.imbalance)
         async with running(app):
             generating = asyncio.create_task(
-                generate(fleet, producer, context.clock, books, limits, context.stop), name="fleet"
+                generate(fleet, way.sender, context.clock, books, limits, context.stop), name="fleet"
             )
             crashing = asyncio.create_task(raise_crash(app), name="commands")
-            failing = asyncio.create_task(_raise_failure(producer), name="producer failure")
-            await first_of(generating, crashing, failing)
-        await producer.flush()
+            await first_of(generating, crashing, *way.failures())
+        await way.settled()
 
 
 class Acknowledged:
@@ -65,6 +67,8 @@ class Acknowledged:
         self._watch = watchdog.observe(self._watch, self._clock.monotonic_s(), self._progress())
         books, idle_s = self._books, self._watch.idle_s
         detail = f"{books.ledger.acknowledged} acknowledged, {books.unacknowledged} under way"
+        if books.ledger.spooled:
+            detail += f", {books.ledger.spooled} on disk"
         if books.imbalance:
             return Check(ok=False, detail=f"{detail}, {books.imbalance} of unknown fate")
         if idle_s >= self._patience_s:
@@ -80,7 +84,3 @@ async def _acknowledged(stream: Any) -> AsyncIterator[list[InRecord]]:
     async for event in stream.noack().events():
         yield list(event.value.records)
         event.ack()
-
-
-async def _raise_failure(producer: BatchProducer) -> None:
-    raise await producer.failure()
