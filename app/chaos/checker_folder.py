@@ -63,7 +63,7 @@ class OpLine:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One start that was asked for, its two lines put together: from `at_ns`, its intent, to `until_ns`, its outcome."""
+    """One start, its two lines put together: asked for at `at_ns`, its intent, with an outcome at `until_ns`."""
 
     key: str
     at_ns: int

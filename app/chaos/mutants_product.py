@@ -29,6 +29,7 @@ class Product:
         self._health = free_port()
         self._disk = 0
         self._child: Child | None = None
+        self._guard: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(exist_ok=True)
@@ -36,6 +37,7 @@ class Product:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self._unguard()
         if self._child is not None:
             self.signal(signal.SIGKILL)
             await self._child.stop()
@@ -62,10 +64,25 @@ class Product:
         argv = [sys.executable, "-m", "app.chaos.mutants", self._mutant, "--", "worker", "--roles", self._roles, *flags]
         self._child = await start(argv, self._folder)
         await self._until_ready()
+        self._guard = asyncio.create_task(self._keep_alive(self._child), name="guard")
+
+    async def _keep_alive(self, child: Child) -> None:
+        """One that ends by itself, as one that was fenced does, is started again: a supervisor would do so."""
+        await child.process.wait()
+        await asyncio.to_thread(self._keep_words)
+        self._guard = None
+        await self.begin()
+
+    async def _unguard(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.cancel()
+            await asyncio.gather(guard, return_exceptions=True)
 
     async def kill(self) -> dict[str, Any]:
         """SIGKILL; what was seen of its end."""
         assert self._child is not None, "it was started"
+        await self._unguard()
         self.signal(signal.SIGKILL)
         ended = await self._child.process.wait()
         await asyncio.to_thread(self._keep_words)
