@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -123,4 +124,6 @@ async def zombie_reports(bootstrap: str, load: Load, stop: asyncio.Event) -> int
 def _command(report: Report) -> OutRecord:
     key = report.execution_id
     partition = partition_of(key, PARTITIONS)
-    return OutRecord(WORKFLOW_COMMANDS.name, key.encode(), encode_command(report), 0, (), partition)
+    return OutRecord(
+        WORKFLOW_COMMANDS.name, key.encode(), encode_command(report), time.time_ns() // 1_000_000, (), partition
+    )
