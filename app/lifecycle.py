@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import importlib
 import json
 import logging
 import os
@@ -175,12 +176,7 @@ class _Process:
             "process started",
             extra={"action": "process_started", "roles": name, "urls": [server.url for server in servers]},
         )
-        beats = self._begin_beats()
-        try:
-            code, overdue = await self._live(servers)  # 3 and 4
-        finally:
-            if beats is not None:
-                beats.stop()
+        code, overdue = await self._live(servers)  # 3 and 4
         self._parent.announce({"ledger": ledger_of_process()})  # 5
         await stop_all(servers, timeout_s=2.0)  # 6
         log.info("process stopped", extra={"action": "process_stopped", "roles": name, "exit_code": code})
@@ -188,12 +184,22 @@ class _Process:
             exit_now(code)
         return code
 
-    def _begin_beats(self) -> PipeBeats | None:
-        if self._parent.beats_fd is None:
-            return None
-        beats = PipeBeats(self._parent.beats_fd, self._seats, self._settings.cluster.beat_interval_ms / 1000)
-        beats.start()
-        return beats
+    async def _be_seen(self) -> None:
+        """Beat to the supervisor, or be a node of the cluster where there is none. Raises why it may not be one."""
+        cluster = self._settings.cluster
+        if self._parent.beats_fd is not None:
+            beats = PipeBeats(self._parent.beats_fd, self._seats, cluster.beat_interval_ms / 1000)
+            beats.start()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                beats.stop()
+        elif self._parent.pid is None and cluster.enabled and self._settings.kafka.bootstrap_servers:
+            # Kafka clients take seconds to load on a busy machine; health answers meanwhile.
+            module = await asyncio.to_thread(importlib.import_module, "app.node")
+            await module.be_node(self._settings, self._roles, self._seats)
+        else:
+            await asyncio.Event().wait()
 
     def _listen(self) -> list[tuple[ASGIApp, socket.socket]]:
         """Under a supervisor one free loopback port, else the ports of the settings."""
@@ -217,6 +223,7 @@ class _Process:
                 runtime_metrics.watch_loop(self._settings.metrics.loop_lag_interval_ms / 1000), name="loop lag"
             ),
             asyncio.create_task(freeze_when_started(self._health), name="gc freeze"),
+            asyncio.create_task(self._be_seen(), name="node"),
             asyncio.create_task(_keep_ready(self._health, self._seats), name="readiness"),
         ]
         if self._parent.pid is not None:

@@ -13,15 +13,22 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import app
+from app.adapters.beats import Seats
+from app.adapters.clock import SystemClock
 from app.adapters.connection import security_options
 from app.adapters.group_leave import GroupRemover
+from app.cluster_registry import ClusterRegistry
 from app.domain import detector
 from app.domain.cluster import NodeView, ProcessView
-from app.domain.detector import Own, Patience
+from app.domain.detector import NEVER, Own, Patience
+from app.errors import EnvironmentError_, HeadraceError
+from app.http.health import Check
 from app.node_children import Children, Kill
+from app.node_peers import MACHINE, Peers, machine_id
 from app.node_removal import Removal
 from app.ports import Clock
 from config.cluster import ClusterSettings
@@ -29,7 +36,11 @@ from config.settings import Settings
 
 log = logging.getLogger(__name__)
 
-STOP_S: Final = 3.0
+STOP_S: Final = 6.0
+POLL_S: Final = 0.02
+ENDED_POLL_S: Final = 0.25
+TELL_INTERVAL_S: Final = 1.0
+ANYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - addresses to compare with
 
 
 def node_id_of(settings: Settings) -> str:
@@ -60,57 +71,92 @@ class NodePlan:
     settings: Settings
     bootstrap_servers: str
     roles: Sequence[str]
-    kill: Kill
+    kill: Kill = lambda _role, _pid, _why: None
     processes: Callable[[], tuple[ProcessView, ...]] = tuple
 
 
 class Node:
-    """A running node; `start`, then `stop`."""
+    """A running node; `start`, then `stop`. `failure` is why it ended before it was asked to."""
 
     def __init__(self, plan: NodePlan, clock: Clock) -> None:
         self._plan = plan
         self._clock = clock
         self._patience = patience_of(plan.settings.cluster)
-        self._epoch = self._clock.now_ms()
+        self._epoch = clock.now_ms()
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
         self._up = threading.Event()
+        self._beats = ""
+        self._leaving = False
+        self._facts = MappingProxyType({"host": socket.gethostname(), MACHINE: machine_id()})
         self._children: Children | None = None
+        self._registry: ClusterRegistry | None = None
+        self._told_s: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
+        self.failure: BaseException | None = None
         self.node_id = node_id_of(plan.settings)
 
     # ---- what others call, in any thread ----
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch; returns when it does. Raises `EnvironmentError_` when the port of the beats is taken."""
         self._thread.start()
         self._up.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def joined(self) -> None:
+        """Return when the cluster has taken the node in. Raises why it has not."""
+        while self._registry is None or not self._registry.joined.is_set():
+            if not self._thread.is_alive():
+                break
+            await asyncio.sleep(POLL_S)
+        if self.failure is not None:
+            raise self.failure
+
+    async def ended(self) -> None:
+        """Return when it has ended. Raises why, when nobody asked it to."""
+        while self._thread.is_alive():  # noqa: ASYNC110 - a thread ends without telling a loop
+            await asyncio.sleep(ENDED_POLL_S)
+        if self.failure is not None:
+            raise self.failure
+
+    def check(self) -> Check:
+        """Whether it is a member in good standing."""
+        return Check(ok=False, detail="starts") if self._registry is None else self._registry.check()
+
+    def leave(self) -> None:
+        """This node is about to stop: that it falls silent is no surprise."""
+        self._leaving = True
 
     def stop(self) -> None:
-        """Return when the watch has ended; the members that this node still has have left by themselves."""
+        """Return when it has left; the members that its processes still have leave by themselves."""
+        self.leave()
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._ending.set)
             self._thread.join(STOP_S)
 
     def started(self, role: str, pid: int, beats_fd: int) -> None:
         """A child of this node runs; its beats come in at `beats_fd`, which is the node's from now on."""
-        if not self._thread.is_alive():
+        if not self._thread.is_alive() or self._children is None:
             os.close(beats_fd)
             return
-        assert self._children is not None
         self._loop.call_soon_threadsafe(self._children.started, role, pid, beats_fd)
 
     def view(self) -> NodeView:
         """What this node says of itself."""
         http, processes = self._plan.settings.http, self._processes()
+        is_ready = bool(processes) and all(process.ready for process in processes)
+        registered = 0 if self._registry is None else self._registry.epoch
         return NodeView(
             node_id=self.node_id,
-            epoch=self._epoch,
+            epoch=registered or self._epoch,
             version=app.__version__,
-            state="ready" if processes and all(process.ready for process in processes) else "joining",
+            state="leaving" if self._leaving else "ready" if is_ready else "joining",
+            beats=self._beats,
             api=f"{http.host}:{http.port}" if "api-gateway" in self._plan.roles else "",
-            clock_ms=self._clock.now_ms(),
             processes=processes,
+            facts=self._facts,
         )
 
     # ---- the thread ----
@@ -118,50 +164,99 @@ class Node:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._live())
-        except Exception:
+        except HeadraceError as error:
+            self.failure = error
+        except Exception as error:
             log.exception("the watch over this node's processes failed", extra={"action": "process_failed"})
+            self.failure = error
         finally:
             self._up.set()
             self._loop.close()
 
     async def _live(self) -> None:
-        """(1) watch, remove and keep the connection warm (2) at the stop: end what is under way (3) close."""
+        """(1) listen (2) watch, beat, remove, be registered (3) at the stop: end what is under way (4) close."""
+        settings, bootstrap = self._plan.settings, self._plan.bootstrap_servers
         remover = GroupRemover(
-            self._plan.bootstrap_servers,
-            f"{self._plan.settings.kafka.client_id}-node",
-            security_options(self._plan.settings.kafka),
+            bootstrap, f"{settings.kafka.client_id}-node", security_options(settings.kafka), self._clock.monotonic_s
         )
-
         removal = Removal(remover, self._clock)
-        self._children = Children(
-            self._patience, self._clock.monotonic_s, removal.of_child, self._plan.kill, remover.know
+        children = Children(self._patience, self._clock.monotonic_s, removal.of_child, self._plan.kill, remover.know)
+        peers = Peers(self._patience, self.view, self._clock.monotonic_s, removal.of_peer, remover.know)
+        await self._listen(peers)  # 1
+        registry = ClusterRegistry(
+            settings, self.view, self._clock, bootstrap=bootstrap, unreachable=lambda: peers.unreachable
         )
+        peers.alive = self._tell_registry
+        self._children, self._registry = children, registry
         self._up.set()
-        parts = [
+        parts = [  # 2
+            asyncio.create_task(registry.run(self._ending), name="registry"),
             asyncio.create_task(remover.keep_warm(), name="warm connection"),
-            asyncio.create_task(self._look(self._children), name="detector"),
-            asyncio.create_task(self._ending.wait(), name="stop"),
+            asyncio.create_task(self._look(children, peers), name="detector"),
+            asyncio.create_task(self._meet(registry, peers), name="other nodes"),
         ]
         try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)  # 1
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            await self._children.close()  # 2
+            await children.close()  # 3
+            await peers.close()
             for task in parts:
                 task.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
-            await remover.close()  # 3
+            await remover.close()  # 4
 
-    async def _look(self, children: Children) -> None:
+    async def _listen(self, peers: Peers) -> None:
+        cluster = self._plan.settings.cluster
+        try:
+            port = await peers.start(cluster.host, cluster.port)
+        except OSError as error:
+            raise EnvironmentError_(
+                f"The beats of other nodes cannot come in at {cluster.host}:{cluster.port}: {error.strerror};"
+                " set cluster.host or cluster.port."
+            ) from error
+        host = cluster.advertised_host or (socket.gethostname() if cluster.host in ANYWHERE else cluster.host)
+        self._beats = f"{host}:{port}"
+
+    async def _look(self, children: Children, peers: Peers) -> None:
         begun_s = self._clock.monotonic_s()
         own = Own(begun_s, begun_s)
         while True:
             now_s = self._clock.monotonic_s()
             own = detector.awake(own, now_s, self._patience)
             children.look(own, now_s)
+            peers.look(own, now_s)
             await asyncio.sleep(self._patience.beat_s / 2)
+
+    async def _meet(self, registry: ClusterRegistry, peers: Peers) -> None:
+        while True:
+            peers.know(registry.roster.views)
+            await asyncio.sleep(self._patience.beat_s)
+
+    def _tell_registry(self, node_id: str) -> None:
+        now_s = self._clock.monotonic_s()
+        if self._registry is not None and now_s - self._told_s.get(node_id, NEVER) >= TELL_INTERVAL_S:
+            self._told_s[node_id] = now_s
+            self._registry.alive(node_id)
 
     def _processes(self) -> tuple[ProcessView, ...]:
         own = self._plan.processes()
         return own if self._children is None else own + self._children.views()
+
+
+async def be_node(settings: Settings, roles: frozenset[str], seats: Seats) -> None:
+    """Be a node that is this one process, until cancelled. Raises why it may not be one, or why it failed."""
+
+    def processes() -> tuple[ProcessView, ...]:
+        return (ProcessView(",".join(sorted(roles)), os.getpid(), seats.ready, seats.now()),)
+
+    plan = NodePlan(settings, settings.kafka.bootstrap_servers, tuple(sorted(roles)), processes=processes)
+    node = Node(plan, SystemClock())
+    try:
+        await asyncio.to_thread(node.start)
+        await node.ended()
+    finally:
+        # The loop that waits here would stand still: what leaves its groups does so in that loop.
+        node.leave()
+        await asyncio.shield(asyncio.to_thread(node.stop))

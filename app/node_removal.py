@@ -31,6 +31,13 @@ class Removal:
             what = f"{child.name} is frozen" if event == "frozen" else f"{child.name} died"
             self._tell(event, what, removed, begun_s)
 
+    async def of_peer(self, who: str, what: str, seats: tuple[GroupSeat, ...]) -> None:
+        """Take members of another node out of their groups; another may have done it a moment before."""
+        begun_s = self._clock.monotonic_s()
+        removed = await self._leave(seats)
+        if removed:
+            self._tell("removed", f"{who} {what}", removed, begun_s)
+
     async def _untold(self, child: Watched) -> list[GroupSeat]:
         """A member between its request to join and the answer has an id that only the broker knows."""
         told = {seat.member_id for seat in child.seats}

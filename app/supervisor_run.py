@@ -17,7 +17,6 @@ import orjson
 import app
 from app.adapters import runtime_metrics
 from app.adapters.clock import SystemClock
-from app.cluster_registry import Membership
 from app.domain.drain import Look, outlook
 from app.errors import EnvironmentError_, HeadraceError
 from app.http.config import document
@@ -93,7 +92,6 @@ class Run:
         self._servers: list[HttpServer] = []
         self._last_ledger: dict[str, Any] | None = None
         self._node: Node | None = None
-        self._membership: Membership | None = None
 
     async def run(self) -> int:
         """1 ports, 2 Kafka, 3 topics, 4 children, 5 show until the end, 6 children in order, 7 Kafka, 8 ports.
@@ -109,7 +107,7 @@ class Run:
             bootstrap = await self._or_stop(self._start_kafka())  # 2
             await self._or_stop(_awaited(plan.prepare(bootstrap)))  # 3
             self._node = self._begin_node(supervisor, bootstrap)
-            await self._or_stop(self._join(bootstrap))
+            await self._or_stop(self._join())
             watch = None if self._node is None else self._node.started
             await supervisor.start({BOOTSTRAP_VARIABLE: bootstrap, **self._log_variables()}, watch)  # 4
             late, failing = await self._or_stop(_both(self._late_roles(supervisor, view), self._demonstrate(bootstrap)))
@@ -183,12 +181,11 @@ class Run:
         node.start()
         return node
 
-    async def _join(self, bootstrap: str) -> None:
+    async def _join(self) -> None:
         """Be a member of the cluster before anything is worked on. Raises `UserError` when that is refused."""
         if self._node is not None:
-            self._membership = Membership(self._plan.settings, self._node.view, SystemClock(), bootstrap)
-            self._health.add("cluster", self._membership.registry.check)
-            await self._membership.join()
+            self._health.add("cluster", self._node.check)
+            await self._node.joined()
 
     def _log_variables(self) -> dict[str, str]:
         """On a terminal the children write for people too, although they speak through a pipe."""
@@ -242,7 +239,6 @@ class Run:
         tasks = {
             asyncio.create_task(self._stop.wait(), name="stop"),
             asyncio.create_task(supervisor.failed(), name="children"),
-            *([asyncio.create_task(self._membership.failed(), name="membership")] if self._membership else []),
             asyncio.create_task(self._status(supervisor, view), name="status"),
             asyncio.create_task(
                 runtime_metrics.watch_loop(self._plan.settings.metrics.loop_lag_interval_ms / 1000), name="loop lag"
@@ -310,8 +306,6 @@ class Run:
         orderly = await supervisor.stop(Deadline(deadline.remaining_s() * 0.8), lambda: self._drain(view))
         if supervisor.started:
             self._screen.line(ledger_line(view.ledger_of(await view.scrape())))
-        if self._membership is not None:
-            await self._membership.leave()
         if self._node is not None:
             await asyncio.to_thread(self._node.stop)
         orderly &= await self._stop_kafka(deadline)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from aiokafka.client import AIOKafkaClient, CoordinationType
@@ -32,8 +32,15 @@ RETRY_S: Final = 0.1
 class GroupRemover:
     """Knows the coordinator of each group it was told of, and keeps a connection to it open."""
 
-    def __init__(self, bootstrap_servers: str, client_id: str, security: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        client_id: str,
+        security: Mapping[str, Any] | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._bootstrap = bootstrap_servers
+        self._monotonic_s = monotonic_s
         self._options = {"client_id": client_id, "request_timeout_ms": REQUEST_TIMEOUT_MS, **(security or {})}
         self._client: AIOKafkaClient | None = None
         self._connecting = asyncio.Lock()
@@ -66,14 +73,14 @@ class GroupRemover:
 
         Raises `BrokerUnavailable` when no broker could be asked for `GIVE_UP_S`.
         """
-        ends_s = time.monotonic() + GIVE_UP_S
+        ends_s = self._monotonic_s() + GIVE_UP_S
         while True:
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000 * 2):
                     return await self._leave(seat)
             except (KafkaError, OSError, TimeoutError) as error:
                 self._coordinators.pop(seat.group, None)
-                if time.monotonic() >= ends_s:
+                if self._monotonic_s() >= ends_s:
                     raise BrokerUnavailable(f"No broker removes a member of {seat.group}: {error!r}.") from error
             await asyncio.sleep(RETRY_S)
 

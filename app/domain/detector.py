@@ -4,7 +4,7 @@ Times are seconds of one monotonic clock. A healthy member is never removed: who
 count anew, a process that computes is busy and not frozen, and a node that anybody hears lives.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 ChildVerdict = Literal["alive", "frozen", "overdue"]
@@ -53,3 +53,69 @@ def child_verdict(patience: Patience, silent_s: float, *, stopped: bool) -> Chil
     if not stopped or silent_s < patience.frozen_after_s + patience.beat_s / 2:
         return "alive"
     return "overdue" if silent_s >= patience.kill_after_s else "frozen"
+
+
+# ---- other nodes ----
+
+NEVER = float("-inf")
+PeerVerdict = Literal["alive", "unreachable", "gone"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What is known of another node: when it was last heard here, and when its own connection to here ended.
+
+    `refused_s` is when its machine answered that nobody listens at its address any more. `longest_gap_s` is of the
+    beats of the last seconds: who was slow is given more time.
+    """
+
+    heard_s: float
+    hung_up_s: float = NEVER
+    refused_s: float = NEVER
+    longest_gap_s: float = 0.0
+
+
+def hear(peer: Peer, own: Own, now_s: float) -> Peer:
+    """The peer after a beat."""
+    gap_s = silence_s(own, peer.heard_s, now_s)
+    return Peer(now_s, NEVER, NEVER, max(gap_s, peer.longest_gap_s * 0.98))
+
+
+def hung_up(peer: Peer, now_s: float) -> Peer:
+    """The peer after the end of its connection to here."""
+    return replace(peer, hung_up_s=now_s)
+
+
+def refuse(peer: Peer, now_s: float) -> Peer:
+    """The peer after the word that nobody listens at its address; the first one since it was heard counts."""
+    return peer if peer.refused_s > peer.heard_s else replace(peer, refused_s=now_s)
+
+
+def limit_s(patience: Patience, peer: Peer) -> float:
+    """The silence after which a node is called unreachable: the settings', more for one that was slow lately."""
+    return min(max(patience.unreachable_after_s, 2 * peer.longest_gap_s), 4 * patience.unreachable_after_s)
+
+
+def peer_verdict(
+    patience: Patience, own: Own, peer: Peer, now_s: float, *, others_heard_s: float, isolated: bool
+) -> PeerVerdict:
+    """Whether a node is to be believed gone, so that its members may be removed.
+
+    `others_heard_s` is when a node that is itself heard here last heard it; `isolated` means that of several other
+    nodes none is heard: then it is oneself who is cut off. Gone is (1) who hung up and whose address nobody listens at,
+    at once; (2) who is refused and silent for two beats; (3) who was silent for the limit and two beats more, in which
+    the others' word has come. Nobody is gone who was heard since, here or by another.
+    """
+    two_beats_s = 2 * patience.beat_s
+    refused = peer.refused_s > peer.heard_s
+    if refused and peer.hung_up_s > peer.heard_s:
+        return "gone"  # 1
+    if refused and silence_s(own, max(peer.heard_s, peer.refused_s), now_s) >= two_beats_s:
+        return "unreachable" if others_heard_s > peer.refused_s else "gone"  # 2
+    limit = limit_s(patience, peer)
+    silent_s = silence_s(own, peer.heard_s, now_s)
+    if silent_s < limit:
+        return "alive"
+    if isolated or silent_s < limit + two_beats_s or silence_s(own, others_heard_s, now_s) < limit:
+        return "unreachable"
+    return "gone"  # 3
