@@ -44,10 +44,9 @@ class Books:
         metrics.LEDGER.labels("acknowledged").inc(count)
 
     def recovered(self, count: int) -> None:
-        """Records of an earlier process that are in the spool."""
-        if count:
-            self.ledger = self.ledger.with_recovered(count)
-            metrics.LEDGER.labels("recovered").inc(count)
+        """Records of an earlier process that are in the spool; said once it is open, be there none."""
+        self.ledger = self.ledger.with_recovered(count)
+        metrics.LEDGER.labels("recovered").inc(count)
 
     def spooled(self, count: int) -> None:
         """Records that were accepted and are on disk now."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from app.domain.restart import RestartPolicy, after_death
 from app.errors import HeadraceError
+from app.http.view import on_disk
 from app.lifecycle import Deadline
 from app.metrics import CHILD_RESTARTS, CHILD_UP
 from app.supervisor_child import Child, Relay, Watch, environment, worker_command
@@ -75,6 +76,7 @@ class Supervisor:
         self.closed_ledger: Counter[str] = Counter()
         self.crashed_ledger: Counter[str] = Counter()
         self.silent_deaths = 0
+        self.left_on_disk = 0  # readings in the spool of the last producer that ended
 
     @property
     def started(self) -> bool:
@@ -172,6 +174,8 @@ class Supervisor:
         into = self.crashed_ledger if child.ledger is None else self.closed_ledger
         last = slot.seen_ledger if child.ledger is None else child.ledger
         into.update({name: int(value) for name, value in last.items()})
+        if last and slot.role == "producer":
+            self.left_on_disk = on_disk(last)
 
     async def _pause(self, slot: Slot) -> None:
         healthy_s = 0.0 if slot.healthy_since_s is None else self._monotonic_s() - slot.healthy_since_s

@@ -17,7 +17,7 @@ from prometheus_client.samples import Sample
 
 from app.http.health import HealthRegistry, Part
 from app.http.metrics import exposition
-from app.http.view import PATHS, Answer, ledger_document
+from app.http.view import ON_DISK, PATHS, Answer, ledger_document, on_disk
 from app.metrics import REGISTRY
 from app.supervisor import Slot, Supervisor
 from config.supervisor import SupervisorSettings
@@ -156,8 +156,16 @@ class SupervisorView:
         """
         living = merged.by_label(LEDGER_FAMILY, "outcome")
         crashed = self._supervisor.crashed_ledger
-        document = ledger_document(dict(living + self._supervisor.closed_ledger + crashed))
-        unknown = max(0, ledger_document(dict(crashed))["in_flight"])
+        total = {name: int(value) for name, value in (living + self._supervisor.closed_ledger + crashed).items()}
+        # What one producer leaves in the spool the next one recovers: it is one and the same.
+        known = any(name in living for name in ON_DISK)
+        there = on_disk(living) if known else self._supervisor.left_on_disk
+        recovered = there - on_disk({**total, "recovered": 0})
+        # Fewer than were known to be there: a killed producer had sent them since it was last seen.
+        unseen = max(0, -recovered)
+        total["unspooled"] = total.get("unspooled", 0) + unseen
+        document = ledger_document({**total, "recovered": max(0, recovered)})
+        unknown = max(0, ledger_document(dict(crashed))["in_flight"]) + unseen
         document["in_flight"] -= unknown
         return {**document, "unknown_after_crash": unknown, "complete": self._supervisor.silent_deaths == 0}
 

@@ -1,7 +1,7 @@
 """What the operational endpoints answer with: this process, or the whole of what a supervisor runs."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 from prometheus_client import CollectorRegistry
@@ -47,6 +47,14 @@ def ledger_of_process() -> dict[str, float]:
     }
 
 
+ON_DISK: Final = ("recovered", "spooled", "unspooled")
+
+
+def on_disk(outcomes: Mapping[str, float]) -> int:
+    """Records in the spool, by the counters of what was in it, went into it and left it."""
+    return int(outcomes.get("recovered", 0) + outcomes.get("spooled", 0) - outcomes.get("unspooled", 0))
+
+
 def ledger_document(outcomes: dict[str, float]) -> dict[str, Any]:
     """Generated + recovered = acknowledged + dead-lettered + dropped{reason} + spooled + in flight.
 
@@ -54,11 +62,10 @@ def ledger_document(outcomes: dict[str, float]) -> dict[str, Any]:
     the document's `spooled` are those in it now. In flight is what was generated or recovered and has no other outcome
     yet, so it can only be wrong by being negative: then something was counted twice, and the ledger does not balance.
     """
-    counted = {name: int(value) for name, value in outcomes.items()}
-    generated, recovered = counted.pop("generated", 0), counted.pop("recovered", 0)
-    if "spooled" in counted or recovered:
-        counted["spooled"] = recovered + counted.get("spooled", 0) - counted.get("unspooled", 0)
-    counted.pop("unspooled", None)
+    counted = {name: int(value) for name, value in outcomes.items() if name not in ON_DISK}
+    generated, recovered = counted.pop("generated", 0), int(outcomes.get("recovered", 0))
+    if any(outcomes.get(name) for name in ON_DISK):
+        counted["spooled"] = on_disk(outcomes)
     in_flight = generated + recovered - sum(counted.values())
     return {
         "generated": generated,
