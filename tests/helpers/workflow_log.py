@@ -148,10 +148,13 @@ class Author:
         self._states: dict[str, Execution] = {}
         self._graphs: dict[str, Graph] = {}
 
-    def starts(self, execution_id: str, workflow: Workflow = THREE, outcome: Outcome = lambda _: None) -> None:
+    def starts(
+        self, execution_id: str, workflow: Workflow = THREE, outcome: Outcome = lambda _: None, given: Any = None
+    ) -> None:
         """Start and go on until nothing moves by itself; `outcome` is the error of an attempt, None for success."""
+        given = {"n": 1} if given is None else given
         start = Start(
-            execution_id=execution_id, workflow=workflow.id, version=workflow.version, input={"n": 1}, at_ms=self._now
+            execution_id=execution_id, workflow=workflow.id, version=workflow.version, input=given, at_ms=self._now
         )
         self.story.starts.append(start)
         self._graphs[execution_id] = graph_of(workflow)
