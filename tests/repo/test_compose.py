@@ -36,7 +36,7 @@ PASSWORD = "of-the-test"
 SERVICES = services({"POSTGRES_PASSWORD": PASSWORD})
 OURS = ours({"POSTGRES_PASSWORD": PASSWORD})
 PLAIN = {name: service for name, service in SERVICES.items() if "profiles" not in service}
-WITH_FILES = {"worker", "coordinator", "api-gateway"}
+WITH_FILES = {"producer", "worker", "coordinator", "api-gateway"}
 HOME = stages()[-1].last("WORKDIR").text
 
 every_service = pytest.mark.parametrize("name", SERVICES)
