@@ -368,37 +368,3 @@ async def _stopped(stop: asyncio.Event, timeout_s: float) -> bool:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), timeout_s)
     return stop.is_set()
-
-
-class Membership:
-    """The registry as a run has it: `join`, then `failed` beside everything else, then `leave`."""
-
-    def __init__(self, settings: Settings, own: Callable[[], NodeView], clock: Clock, bootstrap: str) -> None:
-        self.registry = ClusterRegistry(settings, own, clock, bootstrap=bootstrap)
-        self._left = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def join(self) -> None:
-        """Return when the node may begin its work. Raises `NameTaken` or `OtherVersion`."""
-        self._task = asyncio.create_task(self.registry.run(self._left), name="membership")
-        joined = asyncio.create_task(self.registry.joined.wait())
-        try:
-            await asyncio.wait({self._task, joined}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            joined.cancel()
-        if self._task.done():
-            self._task.result()
-
-    async def failed(self) -> None:
-        """Raise when the node may not stay; otherwise return only when it has left."""
-        if self._task is not None:
-            await asyncio.wait({self._task})
-            self._task.result()
-
-    async def leave(self) -> None:
-        """Say goodbye, as far as Kafka takes it; it does not take long."""
-        self._left.set()
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=2 * _LEAVE_S)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)

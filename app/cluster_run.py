@@ -129,7 +129,7 @@ class LocalCluster:
         embedded: EmbeddedSettings | None = None,
         overrides: Mapping[str, str] | None = None,
         api_port: int = 0,
-        ready_s: float = 120.0,
+        ready_s: float = 240.0,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`roles` are those of each node, the last for all that follow; `settings` are `section.key` of every node.

@@ -17,6 +17,8 @@ import app
 from app.adapters.definitions_feed import DefinitionsFeed
 from app.adapters.execution_feed import TOPICS, configuration
 from app.adapters.expressions import CelExpressions
+from app.adapters.group_states import GroupStates
+from app.adapters.members_topic import MembersTopic
 from app.adapters.read_feed import ReadFeed
 from app.adapters.tasks.registry import Registry
 from app.adapters.topic_reader import TopicReader
@@ -24,6 +26,7 @@ from app.adapters.workflow_letters import LetterIndex
 from app.http import ops, problems
 from app.http.asgi import HeadAsGet, Limited, RateLimited
 from app.http.backfills import backfills_router
+from app.http.cluster import ClusterReads, cluster_router
 from app.http.config import document
 from app.http.dead_letters import dead_letters_router
 from app.http.devices import devices_router
@@ -69,10 +72,11 @@ def api_app(
     letters: LetterIndex | None = None,
     catalogue: Catalogue | None = None,
     tracing: Tracing | None = None,
+    cluster: ClusterReads | None = None,
 ) -> ASGIApp:
     """The API with its documentation, and the operational endpoints for convenience.
 
-    Without `access` there are no workflows, only devices.
+    Without `access` there are no workflows, only devices; without `cluster` nothing of the nodes.
     """
     api: FastAPI = FastAPIOffline(
         title="Headrace",
@@ -96,6 +100,8 @@ def api_app(
         api.include_router(workflows_router(access, catalogue))
     if access is not None and letters is not None:
         api.include_router(dead_letters_router(access, letters))
+    if cluster is not None:
+        api.include_router(cluster_router(cluster))
     _add_operations(api, view)
     complete(api)
     problems.install(api)
@@ -185,6 +191,11 @@ class Gateway:
             Starter(settings.http.starts, settings.workflow.input_bytes, now_ms, self.definitions, CelExpressions()),
             ExecutionIndex(settings.http.executions, first),
         )
+        self.cluster = ClusterReads(
+            MembersTopic(settings.kafka, bootstrap_servers, settings.http.read_model),
+            GroupStates(settings.kafka, bootstrap_servers),
+            settings.cluster,
+        )
         self._catalogue = Catalogue(self.access, self.definitions, Registry())
         self._streams: StreamRoutes | None = None
         self._server: HttpServer | None = None
@@ -209,7 +220,7 @@ class Gateway:
         listening = bind(http.host, http.port, "the HTTP API", "http.port")
         letters = LetterIndex(TopicReader(self._settings.kafka))
         view = self._forward or self._local
-        asgi = api_app(self.reads, view, http, self.access, letters, self._catalogue, self._tracing)
+        asgi = api_app(self.reads, view, http, self.access, letters, self._catalogue, self._tracing, self.cluster)
         self._streams = asgi if isinstance(asgi, StreamRoutes) else None
         self._server = HttpServer(
             asgi,
@@ -231,6 +242,7 @@ class Gateway:
                 feeds.create_task(self.feed.run(stop), name="read model")
                 feeds.create_task(self.definitions.run(stop), name="definitions")
                 feeds.create_task(self.access.index.run(stop), name="executions")
+                feeds.create_task(self.cluster.members.run(stop), name="members")
         finally:
             await self.close()
 

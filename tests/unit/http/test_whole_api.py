@@ -8,9 +8,12 @@ import httpx
 import pytest
 
 from app.adapters.definitions_feed import DefinitionsFeed
+from app.adapters.group_states import GroupStates
+from app.adapters.members_topic import MembersTopic
 from app.adapters.tasks.registry import Registry
 from app.adapters.topic_reader import TopicReader
 from app.adapters.workflow_letters import LetterIndex
+from app.http.cluster import ClusterReads
 from app.http.execution_index import ExecutionIndex
 from app.http.gateway import api_app
 from app.http.health import HealthRegistry
@@ -21,6 +24,7 @@ from app.http.view import LocalView
 from app.http.workflow_access import Access
 from app.http.workflows import Catalogue as WorkflowCatalogue
 from app.metrics import REGISTRY
+from config.cluster import ClusterSettings
 from config.http import ExecutionsSettings, HttpSettings, ReadModelSettings, StartsSettings
 from config.kafka import KafkaSettings
 from tests.helpers.workflow_api import NOW_MS, Catalogue, Commands, InputField, client, workflow
@@ -45,6 +49,11 @@ class Whole:
             access,
             LetterIndex(TopicReader(KafkaSettings())),
             WorkflowCatalogue(access, feed, Registry()),
+            cluster=ClusterReads(
+                MembersTopic(KafkaSettings(), "127.0.0.1:1", http.read_model),
+                GroupStates(KafkaSettings(), "127.0.0.1:1"),
+                ClusterSettings(),
+            ),
         )
 
     async def ask(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
