@@ -28,7 +28,7 @@ from app.domain.detector import NEVER, Own, Patience
 from app.errors import EnvironmentError_, HeadraceError
 from app.http.health import Check
 from app.node_children import Children, Kill
-from app.node_peers import MACHINE, Peers, machine_id
+from app.node_peers import MACHINE, PID, Peers, machine_id
 from app.node_removal import Removal
 from app.ports import Clock
 from config.cluster import ClusterSettings
@@ -88,7 +88,7 @@ class Node:
         self._up = threading.Event()
         self._beats = ""
         self._leaving = False
-        self._facts = MappingProxyType({"host": socket.gethostname(), MACHINE: machine_id()})
+        self._facts = MappingProxyType({"host": socket.gethostname(), MACHINE: machine_id(), PID: str(os.getpid())})
         self._children: Children | None = None
         self._registry: ClusterRegistry | None = None
         self._told_s: dict[str, float] = {}

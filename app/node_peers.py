@@ -7,7 +7,7 @@ is never removed, however silent its node is.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Facts that a node tells of itself.
 MACHINE: Final = "machine"
+PID: Final = "pid"
+RUNNING_FACTOR: Final = 4
 ORDER: Final[Mapping[PeerVerdict, int]] = {"alive": 0, "unreachable": 1, "gone": 2}
 # After an end that was noticed at once.
 LOOKS_S: Final = (0.0, 0.005, 0.015, 0.03)
@@ -133,7 +135,12 @@ class Peers:
 
     def _judge(self, peer: Known, now_s: float, others_heard_s: float, *, isolated: bool) -> None:
         verdict = detector.peer_verdict(
-            self._patience, self._clock, peer.state, now_s, others_heard_s=others_heard_s, isolated=isolated
+            self._patience_with(peer.view),
+            self._clock,
+            peer.state,
+            now_s,
+            others_heard_s=others_heard_s,
+            isolated=isolated,
         )
         node_id = peer.view.node_id
         if ORDER[verdict] < ORDER[peer.verdict] and peer.state.heard_s <= peer.judged_s:
@@ -159,6 +166,13 @@ class Peers:
             task = asyncio.create_task(self._remove(f"node {node_id}", what, seats))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
+
+    def _patience_with(self, view: NodeView) -> Patience:
+        """More with a node of this machine that runs, as its kernel says: it is not given time, or computes."""
+        pid = view.facts.get(PID, "")
+        if self._is_here(view) and pid.isdecimal() and self._posture(int(pid)) == "running":
+            return replace(self._patience, unreachable_after_s=RUNNING_FACTOR * self._patience.unreachable_after_s)
+        return self._patience
 
     def _is_here(self, view: NodeView) -> bool:
         return bool(self._machine) and view.facts.get(MACHINE) == self._machine
