@@ -49,7 +49,11 @@ class Product:
         return self._child.process.pid
 
     async def begin(self) -> None:
-        """Start it and wait until it is ready. Raises `SideFailed`."""
+        """Start it, wait until it is ready, and keep it alive from then on. Raises `SideFailed`."""
+        await self._spawn()
+        self._guard = asyncio.create_task(self._keep_alive(), name="guard")
+
+    async def _spawn(self) -> None:
         settings = {
             "http.port": self.port,
             "health.port": self._health,
@@ -57,6 +61,7 @@ class Product:
             "tables.directory": str(self._folder / f"tables-{self._disk}"),
             "http.executions.directory": str(self._folder / "executions"),
             "tasks.allow_private_addresses": True,
+            "cluster.node_id": self._folder.name,
             "log.level": "WARNING",
             **self._settings,
         }
@@ -64,14 +69,15 @@ class Product:
         argv = [sys.executable, "-m", "app.chaos.mutants", self._mutant, "--", "worker", "--roles", self._roles, *flags]
         self._child = await start(argv, self._folder)
         await self._until_ready()
-        self._guard = asyncio.create_task(self._keep_alive(self._child), name="guard")
 
-    async def _keep_alive(self, child: Child) -> None:
+    async def _keep_alive(self) -> None:
         """One that ends by itself, as one that was fenced does, is started again: a supervisor would do so."""
-        await child.process.wait()
-        await asyncio.to_thread(self._keep_words)
-        self._guard = None
-        await self.begin()
+        while True:
+            assert self._child is not None, "it was started"
+            await self._child.process.wait()
+            await asyncio.to_thread(self._keep_words)
+            with contextlib.suppress(SideFailed):  # it has ended again, which is the next turn's business
+                await self._spawn()
 
     async def _unguard(self) -> None:
         guard, self._guard = self._guard, None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.chaos.ledger import Book
@@ -55,6 +55,7 @@ def test_one_effect_a_key_is_accepted_and_no_token_goes_back(
 
 
 @given(TAKEN, st.integers(0, 30), st.booleans())
+@settings(max_examples=25)
 def test_a_ledger_that_starts_again_answers_as_if_it_never_stopped(
     tmp_path_factory: Any, taken: list[tuple[str, str, int]], stop: int, cut: bool
 ) -> None:
@@ -84,7 +85,7 @@ async def test_what_is_answered_before_a_kill_is_on_the_disk(tmp_path: Path) -> 
     path = tmp_path / "ledger.jsonl"
     answered: list[str] = []
     with ledger(path) as (process, url):
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
 
             async def send(number: int) -> None:
                 key = f"e{number}/s"
@@ -92,20 +93,20 @@ async def test_what_is_answered_before_a_kill_is_on_the_disk(tmp_path: Path) -> 
                 response = await client.post("/effect", json=body, headers={"Idempotency-Key": key})
                 assert response.json()["kind"] == "accepted"
                 answered.append(key)
-                if len(answered) == 100:
+                if len(answered) == 20:
                     process.kill()
 
-            results = await asyncio.gather(*map(send, range(300)), return_exceptions=True)
+            results = await asyncio.gather(*map(send, range(80)), return_exceptions=True)
     unexpected = [each for each in results if each is not None and not isinstance(each, httpx.TransportError)]
     assert not unexpected
-    assert len(answered) >= 100
+    assert len(answered) >= 20
     kept = {row["key"] for row in rows(path)}
     assert set(answered) <= kept
 
 
 def test_what_is_no_effect_is_refused_and_written_nowhere(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    with ledger(path) as (_, url), httpx.Client(base_url=url, trust_env=False) as client:
+    with ledger(path) as (_, url), httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
         key = {"Idempotency-Key": "k"}
         bad = [
             client.post("/effect", json=EFFECT),
