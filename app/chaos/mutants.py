@@ -18,8 +18,10 @@ from typing import Any, Final
 
 from app.chaos.mutants_case import CONTROLS, MUTANTS, Case
 from app.chaos.mutants_patches import PATCHES
+from app.errors import HeadraceError
 
 KAFKA_SETTINGS: Final = {"group.min.session.timeout.ms": "500", "group.initial.rebalance.delay.ms": "0"}
+DID_NOT_RUN: Final = "did not run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ def product(name: str, arguments: Sequence[str]) -> None:
 async def try_all(cases: Sequence[Case], folder: Path, say: Callable[[str], None]) -> list[Tried]:
     """Every case on one broker, one after the other."""
     from app.adapters.embedded import EmbeddedKafka  # noqa: PLC0415 - the product with a bug needs no broker
+    from app.bench.child import SideFailed  # noqa: PLC0415 - as below
     from app.chaos.mutants_runs import run_case  # noqa: PLC0415 - as above
     from config.embedded import EmbeddedSettings  # noqa: PLC0415 - as above
 
@@ -57,11 +60,14 @@ async def try_all(cases: Sequence[Case], folder: Path, say: Callable[[str], None
     async with EmbeddedKafka(settings, overrides=KAFKA_SETTINGS) as kafka:
         for number, case in enumerate(cases):
             began = time.monotonic()
-            report = await run_case(case, kafka, folder / f"{number}-{case.name}")
-            broken = report.broken
-            wanted = sorted(broken, key=lambda each: each.name not in case.laws)
-            says = next((text for each in wanted for text in each.says), "")
-            one = Tried(case, tuple(each.name for each in wanted), says, time.monotonic() - began)
+            try:
+                report = await run_case(case, kafka, folder / f"{number}-{case.name}")
+            except (SideFailed, HeadraceError) as error:  # no verdict, and the next is tried all the same
+                one = Tried(case, (DID_NOT_RUN,), str(error), time.monotonic() - began)
+            else:
+                wanted = sorted(report.broken, key=lambda each: each.name not in case.laws)
+                says = next((text for each in wanted for text in each.says), "")
+                one = Tried(case, tuple(each.name for each in wanted), says, time.monotonic() - began)
             found.append(one)
             say(row_of(one))
     return found
