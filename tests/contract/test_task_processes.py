@@ -168,6 +168,47 @@ async def test_process_that_cannot_start_is_a_failure_and_no_hang() -> None:
     assert pool.pids == ()
 
 
+async def test_process_that_a_given_up_job_waited_for_serves_the_next_one() -> None:
+    """Else a queue of jobs with less time left than a start takes would carry out nothing, for ever."""
+    pool = ProcessPool(replace(ONE, module="tests.helpers.task_child"))
+    given_up = served = 0
+    while not served:
+        assert given_up < 10_000
+        try:
+            async with asyncio.timeout(0.02), pool.process() as process:
+                served = process.pid
+        except TimeoutError:
+            given_up += 1
+    assert given_up > 0
+    assert pool.started == 1
+    assert pool.pids == (served,)
+    await pool.close()
+    assert is_gone(served)
+
+
+async def test_closing_ends_a_process_whose_job_was_given_up_while_it_started() -> None:
+    pool = ProcessPool(replace(ONE, module="tests.helpers.task_child"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02), pool.process():
+            pass
+    (pid,) = pool.pids
+    await pool.close()
+    assert is_gone(pid)
+    assert pool.pids == ()
+
+
+async def test_start_that_failed_for_a_given_up_job_does_not_fail_the_next() -> None:
+    pool = ProcessPool(replace(ONE, module="tests.helpers.no_such_module"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001), pool.process():
+            pass
+    await eventually(pool._unclaimed[0].done)
+    pool.limits = replace(ONE, module="tests.helpers.task_child")
+    async with pool.process() as process:
+        assert process.alive
+    await pool.close()
+
+
 async def test_computing_in_processes_leaves_the_loop_free() -> None:
     """A task that computes for a second on the loop would hold up every other turn of it."""
     async with executor(processes=ONE) as running:

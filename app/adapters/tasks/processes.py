@@ -1,8 +1,9 @@
 """A pool of task processes: each runs one task at a time, and one that dies or hangs is replaced.
 
-The life of a job: (1) it waits for an idle process, or a new one is started; (2) the process gets it over a socket
-of its own, so that what a task prints disturbs nothing; (3) the process answers with a result or an error, as JSON:
-nothing that it sends is trusted to be more; (4) when the job is given up, the process and its children are killed;
+The life of a job: (1) it waits for an idle process, or for a new one, which is not given up with the job;
+(2) the process gets it over a socket of its own, so that what a task prints disturbs nothing; (3) the process answers
+with a result or an error, as JSON: nothing that it sends is trusted to be more; (4) when the job is given up, the
+process that has it and its children are killed;
 (5) a process whose socket closes has died, and its job fails with `ProcessDied`, which says how;
 (6) one whose task leaves processes of its own behind is replaced after its answer, and they end with it.
 Processes are spawned, not forked: they share no lock and no connection with this one, and see only the environment
@@ -261,6 +262,8 @@ class ProcessPool:
         self.started = 0
         self._idle: list[TaskProcess] = []
         self._all: set[TaskProcess] = set()
+        self._starts: set[asyncio.Task[TaskProcess]] = set()
+        self._unclaimed: deque[asyncio.Task[TaskProcess]] = deque()  # starts whose jobs were given up
         self._busy = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._endings: set[asyncio.Task[None]] = set()
@@ -312,13 +315,38 @@ class ProcessPool:
                 turn.set_result(None)
 
     async def _ready_process(self) -> TaskProcess:
-        while self._idle:
-            process = self._idle.pop()
+        """An idle one, or one that is started; when this job is given up meanwhile, the next one has it.
+
+        Killed with its job it would never be there: a queue of jobs that each have less time left than a start takes
+        would kill one process after the other and carry out nothing.
+        """
+        while True:
+            process = self._idle.pop() if self._idle else await self._started_process()
             if process.alive:
                 return process
             self._give_up(process)
+
+    async def _started_process(self) -> TaskProcess:
         if self._closed:
             raise ProcessNotStarted("the pool of task processes is closed")
+        while self._unclaimed and _has_failed(self._unclaimed[0]):
+            self._unclaimed.popleft()  # its job had been given up before, so that nobody need be told
+        if self._unclaimed:
+            start = self._unclaimed.popleft()
+        else:
+            start = asyncio.get_running_loop().create_task(self._start())
+            self._starts.add(start)
+            start.add_done_callback(self._starts.discard)
+        try:
+            return await asyncio.shield(start)
+        except asyncio.CancelledError:
+            if self._closed:
+                start.cancel()
+            else:
+                self._unclaimed.append(start)
+            raise
+
+    async def _start(self) -> TaskProcess:
         process = TaskProcess(self.limits)
         self._all.add(process)
         self.started += 1
@@ -350,15 +378,24 @@ class ProcessPool:
     async def close(self) -> None:
         """Kill every process, whatever it does, and wait until they are gone."""
         self._closed = True
+        starts = list(self._starts)
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(*starts, return_exceptions=True)
         for process in list(self._all):
             process.kill()
         await asyncio.gather(*(process.end() for process in list(self._all)), *self._endings)
         self._idle.clear()
+        self._unclaimed.clear()
         self._all.clear()
 
 
 def _environment(names: Sequence[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in (*PASSED_ON, *names) if name in os.environ}
+
+
+def _has_failed(start: "asyncio.Task[TaskProcess]") -> bool:
+    return start.done() and (start.cancelled() or start.exception() is not None)
 
 
 def _resolve(future: "asyncio.Future[Any]", value: Any) -> None:
