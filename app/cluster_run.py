@@ -129,13 +129,15 @@ class LocalCluster:
         embedded: EmbeddedSettings | None = None,
         overrides: Mapping[str, str] | None = None,
         api_port: int = 0,
+        demonstrate: bool = False,
         ready_s: float = 240.0,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`roles` are those of each node, the last for all that follow; `settings` are `section.key` of every node.
 
         With `bootstrap` no broker is started. `overrides` are further settings of the brokers. The first node's API
-        takes `api_port` when it is free. `ready_s` is how long a node may take to be ready.
+        takes `api_port` when it is free; with `demonstrate` it has the workflows of `headrace up`. `ready_s` is how
+        long a node may take to be ready.
         """
         if nodes < 1:
             raise UserError(f"A cluster of {nodes} nodes cannot be started: name 1 or more.")
@@ -150,6 +152,7 @@ class LocalCluster:
         self._config = config
         self._bootstrap = bootstrap
         self._api_port = api_port
+        self._demonstrate = demonstrate
         self._ready_s = ready_s
         self._say = say
         if not bootstrap:
@@ -309,7 +312,7 @@ class LocalCluster:
             "tasks.payload_directory": str(self.folder / "payloads"),
             "tasks.files_directory": str(self.folder / "files"),
             "tasks.sqlite_paths": [str(self.folder / "files")],
-            "supervisor.demo_workflows": False,
+            "supervisor.demo_workflows": self._demonstrate and node is self.nodes[0],
             "health.stop_deadline_s": NODES_STOP_S - 2,
             "cluster.node_id": node.name,
             **self._settings,

@@ -22,6 +22,7 @@ class Entry(NamedTuple):
 # A command is added by its module and one line here.
 COMMANDS: tuple[Entry, ...] = (
     Entry("up", "app.cli.up", "Run everything: Kafka, the fleet, the pipeline and the API."),
+    Entry("cluster", "app.cli.cluster", "Run several nodes on this machine, or show the nodes of a cluster."),
     Entry("worker", "app.cli.worker", "Run some roles in this process."),
     Entry("produce", "app.cli.produce", "Run the device fleet, or replay recorded files."),
     Entry("schedules", "app.cli.schedules", "List, put, pause, resume, run and delete schedules."),
@@ -101,7 +102,9 @@ def _attach(program: typer.Typer, entry: Entry) -> None:
         program.command(entry.name)(module.command)  # its docstring is its help
         return
     module.app.info.rich_markup_mode = None
-    program.add_typer(module.app, name=entry.name, help=entry.help, no_args_is_help=True)
+    alone = module.app.registered_callback
+    runs_alone = alone is not None and alone.invoke_without_command is True
+    program.add_typer(module.app, name=entry.name, help=entry.help, no_args_is_help=not runs_alone)
 
 
 def _listed() -> None:

@@ -47,6 +47,8 @@ def _leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
     if not below:
         yield name, command
         return
+    if command.invoke_without_command:
+        yield name, command
     for word, one in below.items():
         yield from _leaves(f"{name} {word}", one)
 
