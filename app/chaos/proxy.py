@@ -67,6 +67,7 @@ class Link:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, HOST, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]  # with port 0 a free one was taken
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -163,17 +164,22 @@ class _Pair:
             reader, self._upstream = await asyncio.open_connection(HOST, target_port)
         except OSError:
             return  # nobody listens there; the client learns it by the reset
-        ways = [
+        ways = {
             asyncio.create_task(self._pass(self._reader, self._upstream, upward=True)),
             asyncio.create_task(self._pass(reader, self._writer, upward=False)),
-            asyncio.create_task(self._ended.wait()),
-        ]
+        }
+        ended = asyncio.create_task(self._ended.wait())
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            left = ways
+            while left and not ended.done():
+                done, pending = await asyncio.wait({*left, ended}, return_when=asyncio.FIRST_COMPLETED)
+                left = {way for way in left if way in pending}
+                if any(way in done and not way.result() for way in ways):
+                    return  # broken or cut, so that the other way has no purpose any more
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for task in (*ways, ended):
+                task.cancel()
+            await asyncio.gather(*ways, ended, return_exceptions=True)
 
     def close(self) -> None:
         """Reset both sides."""
@@ -182,29 +188,35 @@ class _Pair:
             if writer is not None:
                 _reset(writer)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, upward: bool) -> None:
-        """One direction: chunks are read at once and written when they are due."""
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, upward: bool) -> bool:
+        """One direction: chunks are read at once and written when they are due; True when the stream has ended."""
         due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE_CHUNKS)
         writing = asyncio.create_task(self._write(due, writer))
         loop = asyncio.get_running_loop()
         link, counts = self._link, self._link.counts
         try:
-            with contextlib.suppress(ConnectionError):
-                while chunk := await reader.read(_CHUNK_BYTES):
-                    if link.weather.state == "hole":
-                        counts.blocked_bytes += len(chunk)
-                        continue
-                    if upward:
-                        counts.up_bytes += len(chunk)
-                        self._asked = link.is_cutting
-                    elif self._asked and link.take_cut():
-                        return
-                    else:
-                        counts.down_bytes += len(chunk)
-                    await due.put((loop.time() + link.delay_s(), chunk))
-                    if writing.done():
-                        return
+            while chunk := await reader.read(_CHUNK_BYTES):
+                if link.weather.state == "hole":
+                    counts.blocked_bytes += len(chunk)
+                    continue
+                if upward:
+                    counts.up_bytes += len(chunk)
+                    self._asked = link.is_cutting
+                elif self._asked and link.take_cut():
+                    return False
+                else:
+                    counts.down_bytes += len(chunk)
+                await due.put((loop.time() + link.delay_s(), chunk))
+                if writing.done():
+                    return False
             await _emptied(due, writing)
+            if writing.done():
+                return False
+            writer.write_eof()
+        except OSError:
+            return False
+        else:
+            return True
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -213,6 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.interval_s,
         shape=Shape(nodes=options.nodes, brokers=options.brokers),
     )
+
+    # What the driver's own clients meet is what the run is for.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

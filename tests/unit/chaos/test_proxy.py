@@ -20,7 +20,7 @@ class Echo:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Echo"]:
-        server = await asyncio.start_server(self._answer, HOST, 0)
+        server = await asyncio.start_server(self._answer, HOST, 0, limit=1 << 20)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

@@ -3,7 +3,7 @@
 import json
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.chaos.catalog import CATALOG
@@ -25,11 +25,13 @@ SECONDS = st.floats(5, 300)
 EVERY_S = st.floats(0.5, 20)
 
 
+@settings(max_examples=40)
 @given(SEEDS, SECONDS, KINDS, EVERY_S)
 def test_a_seed_gives_the_same_schedule_again(seed: int, seconds: float, kinds: list[Kind], every_s: float) -> None:
     assert schedule(seed, seconds, kinds, every_s) == schedule(seed, seconds, kinds, every_s)
 
 
+@settings(max_examples=40)
 @given(SEEDS, SECONDS, KINDS, EVERY_S)
 def test_faults_come_in_order_inside_the_run(seed: int, seconds: float, kinds: list[Kind], every_s: float) -> None:
     times = [one.at_s for one in schedule(seed, seconds, kinds, every_s)]
@@ -39,12 +41,14 @@ def test_faults_come_in_order_inside_the_run(seed: int, seconds: float, kinds: l
     assert all(SPREAD[0] * every_s - 0.002 <= gap <= SPREAD[1] * every_s + 0.002 for gap in gaps)
 
 
+@settings(max_examples=40)
 @given(SEEDS, SECONDS, KINDS, EVERY_S)
 def test_every_kind_comes_before_any_comes_twice(seed: int, seconds: float, kinds: list[Kind], every_s: float) -> None:
     names = [one.kind for one in schedule(seed, seconds, kinds, every_s)][: len(kinds)]
     assert len(set(names)) == len(names)
 
 
+@settings(max_examples=40)
 @given(SEEDS, SECONDS, KINDS, EVERY_S)
 def test_a_fault_ends_with_the_run_where_one_of_its_lengths_fits(
     seed: int, seconds: float, kinds: list[Kind], every_s: float
@@ -57,6 +61,7 @@ def test_a_fault_ends_with_the_run_where_one_of_its_lengths_fits(
             assert one.length_s <= room_s + 0.001
 
 
+@settings(max_examples=40)
 @given(SEEDS, SECONDS, KINDS, EVERY_S)
 def test_a_schedule_survives_its_own_report(seed: int, seconds: float, kinds: list[Kind], every_s: float) -> None:
     planned = schedule(seed, seconds, kinds, every_s)
