@@ -23,6 +23,7 @@ def command(
     import uvloop  # noqa: PLC0415 - `--help` must not wait for Kafka clients
 
     from app import log  # noqa: PLC0415
+    from app.adapters.node_lock import data_folder  # noqa: PLC0415
     from app.supervisor_run import Run  # noqa: PLC0415
     from app.supervisor_screen import AboveLive, Screen  # noqa: PLC0415
 
@@ -30,7 +31,9 @@ def command(
     settings = load_settings(config, flags).settings
     screen = Screen()
     log.configure(settings.log, role="supervisor", stream=cast(TextIO, AboveLive(screen)))
-    raise typer.Exit(uvloop.run(Run(_plan(settings, wanted, screen, config, flags or []), screen).run()))
+    with data_folder(settings.tables.directory, wanted):
+        code = uvloop.run(Run(_plan(settings, wanted, screen, config, flags or []), screen).run())
+    raise typer.Exit(code)
 
 
 def _plan(

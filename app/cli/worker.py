@@ -1,7 +1,9 @@
 """`headrace worker`: some roles in this process, until a signal stops it."""
 
 import asyncio
+import contextlib
 import importlib
+import os
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +30,7 @@ def command(
         )
     from app import lifecycle, log  # noqa: PLC0415 - `--help` must not wait for web servers
     from app.adapters.beats import Seats  # noqa: PLC0415
+    from app.adapters.node_lock import data_folder  # noqa: PLC0415
     from config.live import LiveSettings  # noqa: PLC0415
 
     role = ",".join(wanted)
@@ -40,4 +43,8 @@ def command(
         wiring = await asyncio.to_thread(importlib.import_module, "app.wiring")
         await wiring.run_roles(*given, live=live, seats=seats)
 
-    raise typer.Exit(lifecycle.main(settings, frozenset(wanted), run_roles, lambda: live.current, seats))
+    # The supervisor of a child holds the folder for it.
+    is_child = lifecycle.Parent.from_environ(os.environ).pid is not None  # noqa: TID251 - a fact of the start
+    with contextlib.nullcontext() if is_child else data_folder(settings.tables.directory, wanted):
+        code = lifecycle.main(settings, frozenset(wanted), run_roles, lambda: live.current, seats)
+    raise typer.Exit(code)
