@@ -99,8 +99,7 @@ def main(
     """Run `roles` until a signal stops them; the exit code of the process.
 
     `current` gives the settings in force where they can be reloaded; `/config` shows them. `seats` are what the
-    roles hold in their groups, told to the supervisor. Raises
-    `UserError` when a port cannot be had; every other failure is logged here.
+    roles hold in their groups. Raises `UserError` when a port cannot be had; every other failure is logged here.
     """
     parent = Parent.from_environ(os.environ)
     if parent.pid is not None:
@@ -161,6 +160,7 @@ class _Process:
         self._parent = parent
         self._health = HealthRegistry(roles, app.__version__)
         self._stop = asyncio.Event()
+        self._loaded = asyncio.Event()
 
     async def run(self) -> int:
         """1 bind and answer, 2 announce, 3 run, 4 stop within the deadline, 5 last words, 6 close."""
@@ -184,22 +184,32 @@ class _Process:
             exit_now(code)
         return code
 
+    @property
+    def _is_node(self) -> bool:
+        """Whether this process has no supervisor and is a node of the cluster by itself."""
+        settings = self._settings
+        return self._parent.pid is None and settings.cluster.enabled and bool(settings.kafka.bootstrap_servers)
+
+    async def _work(self) -> None:
+        """The roles, once the watch is loaded: two threads must not load Kafka clients at the same time."""
+        if self._is_node:
+            # It takes seconds on a busy machine; health answers meanwhile.
+            await asyncio.to_thread(importlib.import_module, "app.node")
+            self._loaded.set()
+        await self._run_roles(self._settings, self._roles, self._health, self._stop)
+
     async def _be_seen(self) -> None:
         """Beat to the supervisor, or be a node of the cluster where there is none. Raises why it may not be one."""
-        cluster = self._settings.cluster
         if self._parent.beats_fd is not None:
-            beats = PipeBeats(self._parent.beats_fd, self._seats, cluster.beat_interval_ms / 1000)
+            interval_s = self._settings.cluster.beat_interval_ms / 1000
+            beats = PipeBeats(self._parent.beats_fd, self._seats, interval_s)
             beats.start()
             try:
                 await asyncio.Event().wait()
             finally:
                 beats.stop()
-        elif self._parent.pid is None and cluster.enabled and self._settings.kafka.bootstrap_servers:
-            # Kafka clients take seconds to load on a busy machine; health answers meanwhile.
-            module = await asyncio.to_thread(importlib.import_module, "app.node")
-            await module.be_node(self._settings, self._roles, self._seats)
-        else:
-            await asyncio.Event().wait()
+        await self._loaded.wait()
+        await importlib.import_module("app.node").be_node(self._settings, self._roles, self._seats)
 
     def _listen(self) -> list[tuple[ASGIApp, socket.socket]]:
         """Under a supervisor one free loopback port, else the ports of the settings."""
@@ -214,9 +224,7 @@ class _Process:
 
     async def _live(self, servers: list[HttpServer]) -> tuple[int, bool]:
         """The exit code, and whether something is still running that would not stop."""
-        roles = asyncio.create_task(
-            self._run_roles(self._settings, self._roles, self._health, self._stop), name="roles"
-        )
+        roles = asyncio.create_task(self._work(), name="roles")
         beside = [
             asyncio.create_task(watch(self._health, self._settings), name="watchdog"),
             asyncio.create_task(

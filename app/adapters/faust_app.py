@@ -119,6 +119,11 @@ class App(faust.App):
         """Whether this member has been given its partitions."""
         return bool(self.started and not self.rebalancing and self.consumer.member_id)
 
+    @property
+    def member_id(self) -> str:
+        """This member's id in its group, empty before it has one. May be asked in any thread: it makes no client."""
+        return "" if self._consumer is None else self._consumer.member_id
+
     def lags(self) -> dict[TP, int]:
         """Records a partition that wait for this member; empty before it has joined."""
         return self.consumer.lags() if self.has_joined else {}

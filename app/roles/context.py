@@ -99,8 +99,7 @@ class Context:
 def tell_seats(app: App, seats: Seats) -> None:
     """Have `seats` know at any time what the group has given to this app."""
     group = app.conf.id
-    # The client is made by the start, and must not be made by who only asks.
-    seats.watch(group, lambda: app.consumer.member_id if app.started else "")
+    seats.watch(group, lambda: app.member_id)
 
     async def on_assigned(_: Any, assigned: Any, **__: Any) -> None:
         seats.took(group, app.consumer_generation_id, (f"{tp.topic}-{tp.partition}" for tp in assigned))
