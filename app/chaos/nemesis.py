@@ -1,6 +1,7 @@
 """Puts in the faults of a schedule, each at its time, and writes down what was seen of each."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -64,14 +65,13 @@ class Nemesis:
         self._say(f"{planned.at_s:7.1f} s  {planned.kind} of {struck.victim or 'nobody'}: {_short(struck.proof)}")
 
     async def _inject(self, planned: Planned) -> Struck:
-        deadline_s = time.monotonic() + VICTIM_WAIT_S
-        while True:
-            try:
+        for _ in range(
+            round(VICTIM_WAIT_S / _RETRY_S)
+        ):  # the time in which it waits for its turn is no wait for a victim
+            with contextlib.suppress(NoVictim):
                 return await self._entries[planned.kind].inject(self._scene, planned)
-            except NoVictim:
-                if time.monotonic() > deadline_s:
-                    return Struck("", {})
             await asyncio.sleep(_RETRY_S)
+        return Struck("", {})
 
 
 def _short(proof: Mapping[str, Any]) -> str:
