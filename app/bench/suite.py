@@ -17,6 +17,9 @@ from app.bench.producing import bench_batch_vs_single, bench_producer
 from app.bench.result import Result
 from app.bench.send_latency import SECONDS, bench_send_latency
 from app.bench.side import Effort, Progress
+from app.bench.spool import RATE as SPOOL_RATE
+from app.bench.spool import SECONDS as SPOOL_SECONDS
+from app.bench.spool import bench_spool
 from app.bench.timers import SECONDS as TIMER_SECONDS
 from app.bench.timers import bench_timers
 from app.bench.trigger import SECONDS as TRIGGER_SECONDS
@@ -71,6 +74,10 @@ async def _executions(broker: BenchBroker, effort: Effort, say: Say, progress: P
     return await bench_executions(broker, effort.records, say, progress)
 
 
+async def _spool(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    return await bench_spool(broker, effort.runs, effort.records, say, progress)
+
+
 SUITE: tuple[Entry, ...] = (
     Entry("producer", "Records sent and acknowledged a second.", _producer, 1_000_000),
     Entry(
@@ -80,6 +87,7 @@ SUITE: tuple[Entry, ...] = (
     Entry("rollup", "Tumbling windows with durable state.", bench_rollup, 1_000_000),
     Entry("send-latency", "10,000 messages/s, open loop, to acknowledgement.", _send_latency, SECONDS * 10_000, 1),
     Entry("capacity", "Memory and CPU of the producer at several loads.", _capacity, CAPACITY_SECONDS * 10_000, 1),
+    Entry("spool", "Ten minutes of readings on disk, sent to the broker.", _spool, SPOOL_RATE * SPOOL_SECONDS, 1),
     Entry("workflow", "Three durable steps: executions a second, and one at a time.", bench_workflow, 20_000),
     Entry(
         "trigger", "HTTP starts at several rates, open loop, and the most there can be.", _trigger, TRIGGER_SECONDS, 1

@@ -115,6 +115,19 @@ def capacity(
     _one("capacity", json_file, None, seconds * 10_000, None, _broker(bootstrap, config, flags))
 
 
+@app.command("spool")
+def spool(
+    json_file: JsonFile = None,
+    runs: Runs = None,
+    records: Records = None,
+    bootstrap: Bootstrap = None,
+    config: ConfigFile = None,
+    flags: SetFlags = None,
+) -> None:
+    """Ten minutes of readings at 10,000/s on disk (--records scales it), sent to a broker that is back."""
+    _one("spool", json_file, runs, records, None, _broker(bootstrap, config, flags))
+
+
 @app.command("workflow")
 def workflow(
     json_file: JsonFile = None,
