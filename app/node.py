@@ -125,6 +125,11 @@ class Node:
         """Whether it is a member in good standing."""
         return Check(ok=False, detail="starts") if self._registry is None else self._registry.check()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this node does what one has to do for all."""
+        return self._registry is not None and self._registry.leader == self.node_id
+
     def leave(self) -> None:
         """This node is about to stop: that it falls silent is no surprise."""
         self._leaving = True
