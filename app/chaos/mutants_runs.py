@@ -34,7 +34,7 @@ from app.ports import OutRecord
 from config.kafka import KafkaSettings
 from config.topics import ALL_TOPICS, DEVICE_TELEMETRY
 
-RATE: Final = 50.0
+RATE: Final = 30.0
 LEAD_S: Final = 1.2
 AFTER_S: Final = 0.6
 # Nothing has ended for so long: what has not ended is stuck. A starved machine takes its time.
@@ -51,7 +51,7 @@ ROLLUPS: Final[Mapping[str, Any]] = {
     "rollup.idle_tick_ms": 100,
 }
 # Smaller than the samples of some types of devices, as they are without compression.
-REFUSED_BYTES: Final = 600
+REFUSED_BYTES: Final = 560
 
 
 @dataclass(slots=True)
