@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: run test check bench chaos chaos-workflow lock clean help
+.PHONY: run test check bench chaos chaos-workflow chaos-mutants lock clean help
 BIN := .venv/bin
 ARGS ?=
 
@@ -25,6 +25,9 @@ chaos: .venv/.development ## Hurt a cluster under load by seeded faults, then pr
 
 chaos-workflow: .venv/.development ## Kill the engine and its tasks under load, then prove every promise (SECONDS=120)
 	@exec $(BIN)/python -m app.bench.chaos --seconds $(or $(SECONDS),120) $(ARGS)
+
+chaos-mutants: .venv/.development ## Seed bugs into the product one by one; the checker must convict each (ARGS="--only NAME")
+	@exec $(BIN)/python -m app.chaos.mutants --all $(ARGS)
 
 lock: .venv/.development ## Write the locks anew (UPGRADE=1 takes newer versions)
 	@scripts/lock
