@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: run test check bench chaos chaos-workflow chaos-mutants lock clean help
+.PHONY: run test check bench chaos chaos-mutants lock clean help
 BIN := .venv/bin
 ARGS ?=
 
@@ -22,9 +22,6 @@ bench: .venv/.development ## Measure against other clients and stream processors
 
 chaos: .venv/.development ## Hurt a cluster under load by seeded faults, then prove every promise (SECONDS=60 SEED=1)
 	@exec $(BIN)/python -m app.chaos --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1) $(ARGS)
-
-chaos-workflow: .venv/.development ## Kill the engine and its tasks under load, then prove every promise (SECONDS=120)
-	@exec $(BIN)/python -m app.bench.chaos --seconds $(or $(SECONDS),120) $(ARGS)
 
 chaos-mutants: .venv/.development ## Seed bugs into the product one by one; the checker must convict each (ARGS="--only NAME")
 	@exec $(BIN)/python -m app.chaos.mutants --all $(ARGS)

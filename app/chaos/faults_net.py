@@ -18,7 +18,7 @@ HOLE: Final = Weather("hole")
 DOWN: Final = Weather("down")
 LATE: Final = Weather(latency_s=1.0, jitter_s=1.0)
 CUTS: Final = 3
-CUT_WAIT_S: Final = 10.0
+CUT_WAIT_S: Final = 60.0
 FLAP_S: Final = 0.2
 _POLL_S: Final = 0.05
 

@@ -36,7 +36,7 @@ from app.chaos.workflows import EFFECT, POISON, WORKFLOW, definitions
 from app.errors import HeadraceError
 from config.kafka import KafkaSettings
 
-END_WITHIN_S: Final = 60.0
+END_WITHIN_S: Final = 120.0
 # So long after a fault requests may still be refused: a process is being started.
 SETTLE_S: Final = 10.0
 
