@@ -15,6 +15,8 @@ from app.domain.workflow.audit import LoggedRun, Merged, merge
 from app.domain.workflow.events import (
     Event,
     ExecutionEnded,
+    ExecutionResumed,
+    ExecutionRetried,
     ExecutionStarted,
     TaskFailed,
     TaskScheduled,
@@ -209,6 +211,8 @@ def _waited(events: Sequence[Event]) -> Iterable[Waited]:
             open_[event.task, event.item] = (f"the wait {event.task}", event.until)
         elif isinstance(event, TaskFailed) and event.retry_at is not None:
             open_[event.task, event.item] = (f"the next attempt of {event.task}", event.retry_at)
+        elif isinstance(event, ExecutionResumed | ExecutionRetried):
+            open_.clear()  # what a person lets go on begins at once
         elif isinstance(event, TaskSucceeded | TaskScheduled) and (event.task, event.item) in open_:
             yield Waited(*open_.pop((event.task, event.item)), event.at)
     for what, due_ms in open_.values():
