@@ -13,7 +13,7 @@ from app.adapters.members_topic import MembersTopic, Written
 from app.cluster_lead import Lead
 from app.domain import membership
 from app.domain.cluster import NodeView
-from app.domain.membership import CLOCK_AHEAD_MS, INSTANCE, UNREACHABLE, Roster
+from app.domain.membership import CLOCK_AHEAD_MS, INSTANCE, SETTLED, UNREACHABLE, Roster
 from app.errors import BrokerUnavailable, UserError
 from app.http.health import Check
 from app.ports import Clock
@@ -22,7 +22,6 @@ from config.topics import CLUSTER_MEMBERS
 
 log = logging.getLogger(__name__)
 
-SETTLED: Final = "settled"
 TICK_S: Final = 0.5
 CHANGE_INTERVAL_S: Final = 1.0
 ANSWER_INTERVAL_S: Final = 0.1
@@ -158,6 +157,7 @@ class ClusterRegistry:
         if not await self._join(stop):  # 2
             return
         self.joined.set()
+        self._ask_to_answer()  # that it has been taken in
         while not await self._pause(stop):  # 3
             self._raise_failure()
             await self._speak_if_due()

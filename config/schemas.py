@@ -399,8 +399,8 @@ CLUSTER_MEMBER: Schema = _record(
         "processes": {"type": "array", "description": "Its processes, one a role.", "items": _PROCESS},
         "facts": {
             "type": "object",
-            "description": "Further facts, by name: `instance`, one start of a node; `clock_ahead_ms` of the broker's; "
-            "`unreachable`, the nodes that it does not reach.",
+            "description": "Further facts, by name: `instance`, one start of a node; `settled`, taken in; "
+            "`clock_ahead_ms` of the broker's; `unreachable`, the nodes that it does not reach.",
             "additionalProperties": {"type": "string"},
         },
     },

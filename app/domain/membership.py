@@ -17,6 +17,7 @@ Standing = Literal["joining", "ready", "leaving", "unreachable"]
 INSTANCE: Final = "instance"
 UNREACHABLE: Final = "unreachable"
 CLOCK_AHEAD_MS: Final = "clock_ahead_ms"
+SETTLED: Final = "settled"
 _ORDER: Final[Mapping[str, int]] = {"joining": 1, "ready": 0, "leaving": 2, "unreachable": 3}
 
 
@@ -43,18 +44,25 @@ class Roster:
 
 
 def take(roster: Roster, node_id: str, view: NodeView | None, now_s: float) -> Roster:
-    """The roster after a record: None is the end of a node; an earlier start of a node says nothing any more."""
+    """The roster after a record: None is the end of a node; an earlier start of a node says nothing any more.
+
+    Nor does one that has not been taken in yet, where there is one of its name that was: it may be refused.
+    """
     members = dict(roster.members)
     known = members.get(node_id)
     if view is None:
         members.pop(node_id, None)
-    elif known is not None and view.epoch < known.view.epoch:
+    elif known is not None and _rank(view) < _rank(known.view):
         return roster
     else:
         members[node_id] = Member(view, now_s)
     named = {name for member in members.values() for name in unreachable_of(member.view)}
     accused = {name: roster.accused.get(name, now_s) for name in named}
     return Roster(members, accused, now_s)
+
+
+def _rank(view: NodeView) -> tuple[bool, int]:
+    return SETTLED in view.facts, view.epoch
 
 
 def heard(roster: Roster, node_id: str, now_s: float) -> Roster:

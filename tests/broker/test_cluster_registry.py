@@ -167,7 +167,7 @@ async def test_the_second_node_of_a_name_is_refused_and_the_first_stays(members:
     with pytest.raises(NameTaken, match=r"name press is in the cluster already \(http://127.0.0.1:8080\)"):
         await second.joined()
     assert NameTaken.exit_code == 2
-    await until(lambda: other.registry.roster.members["press"].view.epoch != 0, "press is known")
+    assert other.registry.roster.members["press"].view.epoch == EPOCH, "everybody knows the first"
     assert not first.task.done()
     assert not other.task.done()
 

@@ -63,6 +63,19 @@ def test_of_two_starts_of_a_name_the_later_one_counts_and_a_leader_is_one_that_i
     assert not {name for name in found if found[name] == "ready"} or found[leads or ""] == "ready"
 
 
+def test_a_newcomer_takes_a_name_only_when_it_has_been_taken_in():
+    def node(epoch: int, **facts: str) -> NodeView:
+        return a_node("a", epoch=epoch, facts=facts)
+
+    first, newcomer, taken_in = node(1, settled="1"), node(2), node(2, settled="1")
+    roster = take(roster_of(first), "a", newcomer, 1.0)
+    assert roster.views == (first,), "it may be refused"
+    assert take(roster, "a", taken_in, 2.0).views == (taken_in,)
+    assert take(take(roster, "a", taken_in, 2.0), "a", first, 3.0).views == (taken_in,), "who wakes up late"
+    both = take(roster_of(newcomer), "a", first, 1.0)
+    assert both.views == (first,), "of two that begin together the one that was taken in"
+
+
 def test_the_oldest_ready_node_leads_and_one_that_joins_only_when_there_is_no_other():
     old, new, joining = a_node("z", epoch=1), a_node("a", epoch=2), a_node("b", epoch=0, state="joining")
     assert leader(roster_of(new, old, joining), SILENT_S) == "z"
