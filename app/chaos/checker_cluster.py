@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final
+from functools import lru_cache
+from typing import Final, TypeVar
 
 import orjson
 
@@ -32,6 +33,7 @@ from tables import executions as rows
 from tables.changelog import Replay
 
 _ALL_ROWS: Final = 1 << 62
+T = TypeVar("T")
 
 Rows = Mapping[bytes, bytes]
 
@@ -185,6 +187,12 @@ def _last(events: Sequence[Event]) -> str:
     return f"{len(events)} events, the last {events[-1].type}" if events else "nothing"
 
 
+@lru_cache(maxsize=10_000)
+def _same(found: frozenset[T]) -> frozenset[T]:
+    """One object for all that are equal: a million executions of one workflow mostly are."""
+    return found
+
+
 def known_of(workflow: str, events: Sequence[Event]) -> Known:
     """What the laws must know of a history."""
     first = events[0] if events else None
@@ -197,8 +205,8 @@ def known_of(workflow: str, events: Sequence[Event]) -> Known:
         op if isinstance(op, str) else None,
         None if ended is None else ended.status,
         None if ended is None else ended.at,
-        frozenset((event.task, event.attempt) for event in events if isinstance(event, TaskScheduled)),
-        frozenset(event.task for event in events if isinstance(event, TaskSucceeded)),
+        _same(frozenset((event.task, event.attempt) for event in events if isinstance(event, TaskScheduled))),
+        _same(frozenset(event.task for event in events if isinstance(event, TaskSucceeded))),
         tuple(_waited(events)),
     )
 

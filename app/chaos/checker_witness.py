@@ -49,7 +49,7 @@ def line_of(record: InRecord, at_ns: int) -> dict[str, Any]:
 async def witness(bootstrap: str, topics: Sequence[str], file: BinaryIO, stop: asyncio.Event, every: int = 1) -> None:
     """Follow every partition from its beginning until `stop`, whatever becomes of the brokers meanwhile.
 
-    Of `every` records of a partition one is written down.
+    Of `every` records of a partition one is written down, and each that ends an execution.
     """
     install()
     reader = TopicReader(KafkaSettings(bootstrap_servers=bootstrap))
@@ -69,8 +69,9 @@ async def witness(bootstrap: str, topics: Sequence[str], file: BinaryIO, stop: a
             with suppress(KafkaError):  # a broker that is away is a part of the run: it is asked again
                 for found in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
                     at_ns = time.time_ns()
-                    lines = [orjson.dumps(line_of(one, at_ns)) + b"\n" for one in found if one.offset % every == 0]
-                    file.write(b"".join(lines))
+                    lines = [line_of(one, at_ns) for one in found]
+                    kept = [line for line in lines if line["ended"] or line["offset"] % every == 0]
+                    file.writelines(orjson.dumps(line) + b"\n" for line in kept)
                 file.flush()
     finally:
         await consumer.stop()
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", action="append", required=True)
     parser.add_argument("--file", type=Path, required=True)
-    parser.add_argument("--every", type=int, default=1, help="one of so many records of a partition is written down")
+    parser.add_argument("--every", type=int, default=1, help="one of so many records is written down, and each end")
     options = parser.parse_args(arguments)
     asyncio.run(run(options.bootstrap, options.topic, options.file, options.every))
     return 0
