@@ -302,9 +302,7 @@ async def watch(health: HealthRegistry, settings: Settings, monotonic_s: Callabl
             known = watches.get(name)
             watches[name] = watchdog.begin(now_s, seen) if known is None else watchdog.observe(known, now_s, seen)
             if watchdog.verdict(watches[name], policy) == "dead":
-                raise Stalled(
-                    f"{name}: {seen.lag} records wait and none was processed for {watches[name].idle_s:.0f} s."
-                )
+                raise Stalled(f"{name}: {watches[name].complaint} for {watches[name].idle_s:.0f} s.")
         for name in watches.keys() - health.watched.keys():
             del watches[name]
         await asyncio.sleep(settings.health.watchdog_interval_s)
@@ -312,7 +310,7 @@ async def watch(health: HealthRegistry, settings: Settings, monotonic_s: Callabl
 
 def _progress_check(watches: dict[str, Watch], policy: StallPolicy) -> Check:
     stalled = {name: seen for name, seen in watches.items() if watchdog.verdict(seen, policy) != "ok"}
-    detail = "; ".join(f"{name}: {seen.lag} records wait for {seen.idle_s:.0f} s" for name, seen in stalled.items())
+    detail = "; ".join(f"{name}: {seen.complaint} for {seen.idle_s:.0f} s" for name, seen in stalled.items())
     return Check(not stalled, detail)
 
 

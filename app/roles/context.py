@@ -9,6 +9,7 @@ from typing import Any
 from app.adapters.beats import Seats
 from app.adapters.connection import security_options
 from app.adapters.faust_app import App, crashed, new_app
+from app.adapters.group_membership import membership
 from app.adapters.producer import BatchProducer, Delivered, ProducerLimits
 from app.adapters.transport import TransportLimits
 from app.http.health import HealthRegistry
@@ -93,6 +94,7 @@ class Context:
         app.conf.broker_rebalance_timeout = kafka.rebalance_timeout_ms / 1000
         app.conf.broker_max_poll_interval = kafka.max_poll_interval_ms / 1000
         tell_seats(app, self.seats)
+        self.health.watch(f"membership of {app.conf.id}", lambda: membership(app))
         return app
 
 

@@ -1,6 +1,7 @@
 """Laws of nodes that watch one another over TCP: whoever is gone is removed, whoever is heard by anybody is not."""
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -61,6 +62,10 @@ class Node:
         return bool(known.others) or known.state.longest_gap_s > 0
 
 
+def all_heard(node: Node, others: list[Node]) -> bool:
+    return all(map(node.hears, others))
+
+
 @asynccontextmanager
 async def cluster(count: int, machine: str = "", posture: Posture = "running") -> AsyncIterator[list[Node]]:
     nodes = [Node(f"n{number}", machine, posture) for number in range(count)]
@@ -71,7 +76,7 @@ async def cluster(count: int, machine: str = "", posture: Posture = "running") -
     try:
         for node in nodes:
             others = [each for each in nodes if each is not node]
-            await until(lambda node=node, others=others: all(map(node.hears, others)), "everybody hears everybody")
+            await until(functools.partial(all_heard, node, others), "everybody hears everybody")
         yield nodes
     finally:
         for node in nodes:

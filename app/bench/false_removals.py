@@ -1,0 +1,105 @@
+"""How often a healthy member is taken for dead: a loaded cluster without any fault, and its removals counted.
+
+`python -m app.bench.false_removals --minutes 60`: three nodes, readings at a rate, and processes that want every
+core besides. The law is 0. Each removal is an event of the nodes' own logs.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from app.cluster_run import LocalCluster, LocalNode
+
+REMOVALS = frozenset({"died", "frozen", "removed"})
+SUSPICIONS = frozenset({"unreachable", "gone"})
+ROLES = (("producer", "worker", "coordinator", "api-gateway"), ("worker", "coordinator"), ("worker", "coordinator"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print one JSON line; exit code 1 when a healthy member was removed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--rate", type=int, default=2_000, help="samples a second of the fleet")
+    parser.add_argument("--burners", type=int, default=os.cpu_count() or 1, help="processes that only compute")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(_run(Path(folder), chosen.minutes * 60, chosen.rate, chosen.burners))
+    print(json.dumps(found))
+    return 1 if found["healthy_members_removed"] else 0
+
+
+async def _run(folder: Path, seconds: float, rate: int, burners: int) -> dict[str, object]:
+    settings = {"device.count": max(1, rate), "device.sample_interval_ms": 1000, "log.format": "json"}
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731 - one line
+    async with LocalCluster(folder=folder, roles=ROLES, settings=settings, say=say) as cluster:
+        before = {node.name: node.pids() for node in cluster.nodes}
+        skip = {node.name: node.log_file.stat().st_size for node in cluster.nodes}
+        begun_s, load_1m = time.monotonic(), []
+        with _burning(burners):
+            async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+                while time.monotonic() - begun_s < seconds:
+                    load_1m.append(os.getloadavg()[0])
+                    await _glance(client, cluster.nodes)
+                    await asyncio.sleep(1.0)
+        events = Counter(event for node in cluster.nodes for event in _events(node, skip[node.name]))
+        ended = sum(node.pids() != before[node.name] for node in cluster.nodes)
+    return {
+        "minutes": round(seconds / 60, 2),
+        "nodes": len(ROLES),
+        "burners": burners,
+        "load_1m_max": round(max(load_1m, default=0.0), 1),
+        "healthy_members_removed": sum(events[event] for event in REMOVALS),
+        "suspicions": sum(events[event] for event in SUSPICIONS),
+        "nodes_whose_processes_changed": ended,
+        "events": dict(sorted(events.items())),
+    }
+
+
+async def _glance(client: httpx.AsyncClient, nodes: Sequence[LocalNode]) -> None:
+    """Ask every node for its health, as a monitor does; a busy one may answer late."""
+    for node in nodes:
+        try:
+            await client.get(f"{node.health_url}/health/ready")
+        except httpx.HTTPError as error:
+            print(f"{node.name}: {error!r}", file=sys.stderr)
+
+
+def _events(node: LocalNode, skip: int) -> Iterator[str]:
+    with node.log_file.open("rb") as log:
+        log.seek(skip)
+        for line in log:
+            if b'"cluster_event"' in line:
+                yield str(json.loads(line).get("event", ""))
+
+
+@contextmanager
+def _burning(count: int) -> Iterator[None]:
+    processes = [multiprocessing.get_context("spawn").Process(target=_burn, daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _burn() -> None:
+    while True:
+        sum(range(10_000))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
