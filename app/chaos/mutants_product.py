@@ -15,7 +15,7 @@ from app.bench.child import Child, SideFailed, start
 from app.bench.engine import HOST, free_port
 from app.bench.load import Pool, get
 
-READY_S: Final = 60.0
+READY_S: Final = 240.0
 _POLL_S: Final = 0.05
 
 
