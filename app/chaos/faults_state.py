@@ -20,8 +20,10 @@ from app.chaos.schedule import Kind, Planned
 from app.cluster_run import SUPERVISOR, LocalNode
 
 JUMPS_S: Final = (5, -5, 3600, -3600)
-# libfaketime looks at its file this often (FAKETIME_CACHE_DURATION).
-CLOCK_SEEN_S: Final = 2.0
+# libfaketime looks at its file every second, a date has whole seconds, and a node may be a while without an answer.
+CLOCK_WAIT_S: Final = 20.0
+CLOCK_TOLERANCE_S: Final = 3.5
+CLOCK_POLL_S: Final = 0.5
 _BLOCK: Final = b"\xa5" * 65_536
 
 
@@ -68,14 +70,24 @@ async def clock(scene: Scene, planned: Planned) -> Struck:
     jump_s = JUMPS_S[int(planned.pick * len(JUMPS_S))]
     file = scene.rig.clock_file(at)
     try:
+        began = time.monotonic()
         set_clock(file, jump_s)
-        await asyncio.sleep(CLOCK_SEEN_S)
-        seen_s = await _clock_of(node)
-        await asyncio.sleep(max(0.0, planned.length_s - CLOCK_SEEN_S))
+        seen_s = await _jumped(node, jump_s)
+        await asyncio.sleep(max(0.0, began + planned.length_s - time.monotonic()))
     finally:
         set_clock(file, 0)
-    jumped = seen_s is not None and abs(seen_s - jump_s) < 3.5
-    return Struck(node.name, {"jump_s": jump_s, "seen_s": seen_s} if jumped else {})
+    return Struck(node.name, {} if seen_s is None else {"jump_s": jump_s, "seen_s": seen_s})
+
+
+async def _jumped(node: LocalNode, jump_s: int) -> float | None:
+    """How far off the node's clock is, once that is about `jump_s`; None when it is not in time."""
+    ends_s = time.monotonic() + CLOCK_WAIT_S
+    while time.monotonic() < ends_s:
+        seen_s = await _clock_of(node)
+        if seen_s is not None and abs(seen_s - jump_s) < CLOCK_TOLERANCE_S:
+            return seen_s
+        await asyncio.sleep(CLOCK_POLL_S)
+    return None
 
 
 def set_clock(file: Path, offset_s: int) -> None:
