@@ -316,9 +316,10 @@ async def _produce(stage: Stage) -> None:
         "device.sample_interval_ms": 500,
         "device.fault_interval_ms": 0,  # devices whose readings come out of order are none of the producer's fault
         "producer.compression": "none",
+        "spool.enabled": False,  # or a starved machine sends nothing in the time of the run
         "log.level": "ERROR",
     }
-    words = await produce(stage.case.name, 1.5, settings, stage.folder)
+    words = await produce(stage.case.name, 3.0, settings, stage.folder)
     outcomes = dict(words["outcomes"])
     book = {
         "producer": "produce",
