@@ -211,6 +211,7 @@ class Spooler:
 
     async def _run(self) -> None:
         try:
+            await self._producer.partitions(self._books.topic)
             while not self._stopping:
                 if not await self._step():
                     await self._pause(TICK_S)
