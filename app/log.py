@@ -33,6 +33,10 @@ _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 _OWNED = "headrace"
 
+REPEAT_INTERVAL_S = 60.0
+_TALKATIVE = "aiokafka"
+_KINDS_MAX = 500
+
 
 def configure(settings: LogSettings, *, role: str = "", stream: TextIO | None = None) -> None:
     """Install the log of this process, replacing the one installed before; safe to repeat on a reload.
@@ -44,6 +48,7 @@ def configure(settings: LogSettings, *, role: str = "", stream: TextIO | None = 
     handler = _handler(settings, role, stream or sys.stdout)
     handler.set_name(_OWNED)
     handler.addFilter(Sampling(settings.sample_rate, random.Random()))  # noqa: S311 - no secret depends on it
+    handler.addFilter(Repeats())
     handler.addFilter(Context())
     handler.addFilter(Redaction())
     root = logging.getLogger()
@@ -83,6 +88,32 @@ class Sampling(logging.Filter):
         if self._rate >= 1 or record.levelno >= logging.WARNING:
             return True
         return record.__dict__.get("action") in ALWAYS_KEPT or self._rng.random() < self._rate
+
+
+class Repeats(logging.Filter):
+    """Lets Kafka's client say the same thing once a minute: without brokers it says it two hundred times a second.
+
+    The next record of the kind tells how often it was left out (`repeated`). Our own lines say what is wrong, once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, int, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(_TALKATIVE):
+            return True
+        what = (record.name, record.levelno, str(record.msg))
+        known = self._said.get(what)
+        if known is not None and 0 <= record.created - known[0] < REPEAT_INTERVAL_S:
+            self._said[what] = (known[0], known[1] + 1)
+            return False
+        if known is None and len(self._said) >= _KINDS_MAX:
+            self._said.clear()
+        self._said[what] = (record.created, 0)
+        if known is not None and known[1]:
+            record.__dict__["repeated"] = known[1]
+        return True
 
 
 class Context(logging.Filter):

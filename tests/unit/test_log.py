@@ -14,7 +14,7 @@ import pytest
 
 from app.actions import ACTIONS, ALWAYS_KEPT
 from app.errors import EnvironmentError_
-from app.log import Sampling, bound, configure
+from app.log import Repeats, Sampling, bound, configure
 from config.log import LogSettings
 
 ROOT = Path(__file__).parents[2]
@@ -189,3 +189,19 @@ def test_the_list_of_actions_is_closed_and_has_no_dead_names() -> None:
     assert {name: place for name, place in logged.items() if name not in ACTIONS} == {}
     assert set(ACTIONS) - set(logged) == set()
     assert set(ACTIONS) >= ALWAYS_KEPT
+
+
+def test_kafkas_client_says_the_same_once_a_minute_and_how_often_it_was_left_out():
+    def record(name: str, at_s: float, node: int) -> logging.LogRecord:
+        made = logging.LogRecord(name, logging.ERROR, "", 0, "Unable connect to node with id %s", (node,), None)
+        made.created = at_s
+        return made
+
+    repeats = Repeats()
+    told = [repeats.filter(record("aiokafka.client", 1000.0 + at, at)) for at in range(60)]
+    assert told == [True] + 59 * [False]
+    later = record("aiokafka.client", 1060.0, 1)
+    assert repeats.filter(later)
+    assert later.__dict__["repeated"] == 59
+    assert repeats.filter(record("aiokafka.client", 900.0, 1)), "a clock that was put back silences nobody"
+    assert all(repeats.filter(record("app.node", 1000.0, 1)) for _ in range(3)), "what we say ourselves is kept"
