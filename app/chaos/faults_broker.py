@@ -12,10 +12,11 @@ from typing import Any, Final
 from app.adapters.embedded import EmbeddedKafka
 from app.chaos.scene import Entry, NoVictim, Scene, Struck, gone, send, stopped
 from app.chaos.schedule import Kind, Planned
-from app.errors import HeadraceError
+from app.errors import EnvironmentError_, HeadraceError
 from config.topics import WORKFLOW_COMMANDS
 
 LEADER_WAIT_S: Final = 10.0
+STARTS: Final = 5
 
 Choose = Callable[[Scene, Planned], Awaitable[int]]
 
@@ -127,8 +128,20 @@ async def _led_by_another(scene: Scene, planned: Planned, old: int) -> float | N
 async def _back(kafka: EmbeddedKafka, brokers: list[int]) -> float:
     """Start them; the seconds until they are part of the cluster. Raises `EnvironmentError_` when one never is."""
     began = time.monotonic()
-    await asyncio.gather(*(kafka.start_node(broker) for broker in brokers))
+    await asyncio.gather(*(_started(kafka, broker) for broker in brokers))
     return round(time.monotonic() - began, 3)
+
+
+async def _started(kafka: EmbeddedKafka, broker: int) -> None:
+    """A broker that finds no quorum for a while ends by itself; it is started again, as whoever runs one does."""
+    for left in reversed(range(STARTS)):
+        try:
+            await kafka.start_node(broker)
+        except EnvironmentError_:
+            if not left or broker in kafka.pids:
+                raise
+        else:
+            return
 
 
 FAULTS: Final = (
