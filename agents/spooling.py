@@ -14,16 +14,16 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
+from agents.generate import Sender
 from agents.ledger import Books
 from app import metrics
-from app.adapters.producer_back import Retractable, Way
 from app.adapters.spool import Spool, SpoolBatch, SpoolRefused
 from app.codec import as_historical
 from app.domain.spool import Kept
 from app.errors import PublishFailed
-from app.ports import Clock, OutRecord
+from app.ports import Clock, OutRecord, TakenBack, Way
 from config.producer import ProducerSettings
 from config.spool import SpoolSettings
 
@@ -60,6 +60,19 @@ def limits_of(spool: SpoolSettings, producer: ProducerSettings) -> SpoolingLimit
         waiting_records=producer.buffer_records,
         replay_rate_per_s=spool.replay_rate_per_s,
     )
+
+
+class Retractable(Sender, Protocol):
+    """A producer whose records of one topic can be had back."""
+
+    def waiting_s(self) -> float:
+        """For how long the oldest batch has been under way without an end; 0 when nothing waits."""
+
+    def ways(self) -> Mapping[int, Way]:
+        """How far each partition is."""
+
+    def take_back(self) -> Mapping[int, TakenBack]:
+        """Take everything that has no end yet, by partition, in order; nothing of it is sent later."""
 
 
 class _UnderWay(NamedTuple):

@@ -27,6 +27,20 @@ class OutRecord(NamedTuple):
     intended_ms: float | None = None
 
 
+class Way(NamedTuple):
+    """How far the records of one partition are: `settled` of `queued` have an end, and they are the first."""
+
+    settled: int
+    queued: int
+
+
+class TakenBack(NamedTuple):
+    """Records of one partition that had no end; `before` are those that ever went ahead of them."""
+
+    before: int
+    records: list[OutRecord]
+
+
 class InRecord(Protocol):
     """One Kafka record as it was read (aiokafka's ConsumerRecord fits)."""
 

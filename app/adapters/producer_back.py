@@ -3,28 +3,14 @@
 # ruff: noqa: SLF001 - a part of `BatchProducer` that only those with a spool need
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from app.adapters.producer import BatchProducer
 from app.adapters.producer_lane import Lane
 from app.errors import BrokerUnavailable
-from app.ports import OutRecord
+from app.ports import TakenBack, Way
 
 TAKEN_BACK: Final = "taken_back"
-
-
-class Way(NamedTuple):
-    """How far the records of one partition are: `settled` of `queued` have an end, and they are the first."""
-
-    settled: int
-    queued: int
-
-
-class TakenBack(NamedTuple):
-    """Records of one partition that had no end; `before` are those that ever went ahead of them."""
-
-    before: int
-    records: list[OutRecord]
 
 
 class Retractable:
