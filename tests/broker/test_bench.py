@@ -14,6 +14,7 @@ from app.bench.processing import bench_rollup, bench_transform
 from app.bench.producing import bench_batch_vs_single, bench_producer
 from app.bench.send_latency import bench_send_latency
 from app.bench.side import Effort
+from app.bench.spool import bench_spool
 from app.domain.capacity import Load
 from app.domain.murmur2 import partition_for
 
@@ -111,3 +112,11 @@ async def test_nothing_is_left_on_the_broker(broker: str) -> None:
         prefix = first.prefix
     async with BenchBroker(broker) as second:
         assert not [name for name in await second.topics() if prefix in name]
+
+
+async def test_the_spool_is_sent_whole_by_a_successor(bench: BenchBroker) -> None:
+    result = await bench_spool(bench, 1, 5_000, quiet, quiet)
+    (run,) = result.runs
+    assert (run.figures["lost"], run.figures["ledger_balances"]) == (0, True)
+    assert isinstance(result.ours, float)
+    assert result.ours > 0

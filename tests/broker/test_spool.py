@@ -279,14 +279,18 @@ def _count(kafka: EmbeddedKafka) -> int:
 async def _removed_downstream(found: list[InRecord], repeats: int) -> None:
     """The transform takes each reading once, and none of them is late."""
     before = metrics.DUPLICATES._value.get()
+    signals = compile_section(SignalsSettings.model_validate({"rules": []}))
+    terms = Terms(Limits(), RollupSpec(), signals, 1_000, 100)
+
+    def in_force() -> Terms:
+        return terms
+
     for partition in {record.partition for record in found}:
         log = Log()
         tables, _ = await open_tables(log, Disk(), LogPublisher(log))
-        signals = compile_section(SignalsSettings.model_validate({"rules": []}))
-        terms = Terms(Limits(), RollupSpec(), signals, 1_000, 100)
         now_ms = time.time_ns() // 1_000_000
         mine = [record for record in found if record.partition == partition]
-        changes = Transform(tables, lambda terms=terms: terms, now_ms).take(mine, now_ms, behind=False)
+        changes = Transform(tables, in_force, now_ms).take(mine, now_ms, behind=False)
         assert {out.topic for out in changes.outputs} <= {"device.rollups", "device.signals"}
     assert metrics.DUPLICATES._value.get() - before == repeats
 
