@@ -62,7 +62,8 @@ class Broker(Protocol):
 class Plan:
     """What one run is made of; `broker` None means that `bootstrap_servers` is somebody else's.
 
-    `demonstrate` starts an execution that fails on purpose, and gives its id.
+    `demonstrate` starts an execution that fails on purpose, and gives its id. With `joins` false nothing waits for the
+    registry of nodes, which a run without any Kafka could never reach.
     """
 
     settings: Settings
@@ -74,6 +75,7 @@ class Plan:
     environ: Mapping[str, str] | None = None
     command: Callable[[str], Sequence[str]] = worker_command
     demonstrate: Callable[[str], Coroutine[Any, Any, str]] | None = None
+    joins: bool = True
 
 
 class Interrupted(HeadraceError):
@@ -183,7 +185,7 @@ class Run:
 
     async def _join(self) -> None:
         """Be a member of the cluster before anything is worked on. Raises `UserError` when that is refused."""
-        if self._node is not None:
+        if self._node is not None and self._plan.joins:
             self._health.add("cluster", self._node.check)
             await self._node.joined()
 

@@ -121,6 +121,7 @@ def plan(mode: str, chosen: Settings | None = None) -> Plan:
         broker=None,
         prepare=no_topics,
         command=of,
+        joins=False,
     )
 
 
