@@ -201,6 +201,9 @@ async def test_a_full_disk_is_ridden_out_and_what_it_costs_is_named(
         await until(lambda: scene.books.ledger.acknowledged > 100, "the broker acknowledges")
         with frozen(kafka):
             await until(lambda: scene.books.ledger.dropped.get("spool_disk_full", 0) > 1_000, "the disk is full")
+            told = [record for record in caplog.records if getattr(record, "action", "") == "spool_refused"]
+            assert len(told) == 1, "however often it was tried"
+            assert "No space left on device" in told[0].message
         await scene.straight()
 
     with small_disk(tmp_path / "disk", "300k") as disk:
@@ -209,9 +212,6 @@ async def test_a_full_disk_is_ridden_out_and_what_it_costs_is_named(
     ledger = scene.books.ledger
     assert set(ledger.dropped) == {"spool_disk_full"}
     assert ledger.generated == ledger.acknowledged + ledger.dropped["spool_disk_full"]
-    told = [record for record in caplog.records if getattr(record, "action", "") == "spool_refused"]
-    assert len(told) == 1
-    assert "No space left on device" in told[0].message
     found = await firsts(kafka, "full")
     assert sum(map(len, found.values())) == ledger.acknowledged
 
