@@ -7,6 +7,7 @@ python -m app.chaos.mutants --list
 
 import argparse
 import json
+import runpy
 import shutil
 import sys
 import tempfile
@@ -42,10 +43,8 @@ class Tried:
 def product(name: str, arguments: Sequence[str]) -> None:
     """Put the bug in, then be `headrace`; does not return."""
     PATCHES[name]()
-    from app.cli import main as headrace  # noqa: PLC0415 - loaded with the bug in place
-
     sys.argv = ["headrace", *arguments]
-    headrace()
+    runpy.run_module("app", run_name="__main__")  # loaded with the bug in place
 
 
 async def try_all(cases: Sequence[Case], folder: Path, say: Callable[[str], None]) -> list[Tried]:

@@ -340,11 +340,15 @@ class ProcessPool:
         try:
             return await asyncio.shield(start)
         except asyncio.CancelledError:
-            if self._closed:
-                start.cancel()
-            else:
-                self._unclaimed.append(start)
+            self._leave(start)
             raise
+
+    def _leave(self, start: "asyncio.Task[TaskProcess]") -> None:
+        """Whoever waited for it has given up: the next one gets it."""
+        if self._closed:
+            start.cancel()
+        else:
+            self._unclaimed.append(start)
 
     async def _start(self) -> TaskProcess:
         process = TaskProcess(self.limits)
