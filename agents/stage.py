@@ -4,9 +4,10 @@ For each batch of a partition, which is the guarantee (`tables.partition` number
 (1) records that the tables have already applied are left out;
 (2) the logic decides: new rows and outputs; what a `LiveLogic` hears at once of what it began early belongs to it;
 (3) rows, applied offset and outputs become durable in one write;
-(4) outputs, changelog and marker are acknowledged by the broker, while the next batch is decided;
+(4) changelog and marker are acknowledged by the broker, while the next batch is decided, then the outputs;
 (5) the range is acknowledged to the transport, which commits it.
-A worker that fails fails the stage: nothing it held was acknowledged, so another owner takes it again.
+A worker that fails fails the stage: nothing it held was acknowledged, so another owner takes it again. One that is
+`Fenced` gives its partition up, and the group is asked who is to have it: another owner was there, or may have been.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from app import metrics
 from app.domain.pace import Pace
+from app.errors import Fenced
 from app.ports import Clock, InRecord
 from tables.partition import Changes, TablePartition, Transaction
 
@@ -26,6 +28,10 @@ log = logging.getLogger(__name__)
 
 # Turns of the loop in which what began early may answer; a function that waits for nothing answers in the first.
 EARLY_TURNS: Final = 3
+# Transactions that count and whose outputs are on their way: fewer than the slots of `tables.partition.SingleTrip`.
+UNDELIVERED: Final = 48
+# A partition that is nobody's: the group has been asked, and answers in well under a second.
+FENCED_PATIENCE_S: Final = 20.0
 
 
 class StageBatch(Protocol):
@@ -99,11 +105,13 @@ class _Worker:
         self.queue: deque[tuple[StageBatch, int]] = deque()
         self.tables: TablePartition | None = None
         self.suspended = False
+        self.fenced = False
         self.processed = 0
         self.wake = asyncio.Event()
         self._stage = stage
         self._live: LiveLogic | None = None
         self._settling: set[asyncio.Task[None]] = set()
+        self._counting = 0  # transactions written that do not count yet
         self._written = asyncio.Event()  # clear from a decision that is being added to until it is written
         self._written.set()
         self._last_told = asyncio.Event()  # set when the last transaction so far is durable and the logic knows
@@ -139,8 +147,7 @@ class _Worker:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - handed to the stage, which ends the process with it
-            # `Fenced` too: a process that lost its partitions without being told starts anew.
-            stage.fail(error)
+            stage.ended(self, error)
 
     # ---- when ----
 
@@ -155,7 +162,7 @@ class _Worker:
 
     def _has_room(self) -> bool:
         """Whether one more transaction may be on its way."""
-        return len(self._settling) < self._stage.transactions
+        return self._counting < self._stage.transactions and len(self._settling) < UNDELIVERED
 
     def _wanted(self) -> int:
         """Records to take now; none while it is not known whose the partition will be: they come again to its owner."""
@@ -254,12 +261,18 @@ class _Worker:
         before, told = self._last_told, asyncio.Event()
         self._last_told = told
         # (4)
-        await tables.settle(written, timestamp_ms=now_ms)
+        self._counting += 1
+        try:
+            await tables.settle(written, timestamp_ms=now_ms)
+        finally:
+            self._counting -= 1
         if self._live is not None:
-            # One that has outputs elsewhere may be acknowledged after a later one: it is told before all the same.
+            # One in two trips may count after a later one: it is told before all the same.
             await before.wait()
             self._live.settled(changes, self._stage.clock.now_ms())
             told.set()
+        self.wake.set()
+        await tables.deliver(timestamp_ms=now_ms)
         # (5)
         if batch is not None:
             batch.ack()
@@ -280,7 +293,7 @@ class _Worker:
         self._settling.discard(task)
         self.wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._stage.fail(error)
+            self._stage.ended(self, error)
 
     async def settled(self, timeout_s: float) -> None:
         """Wait until what is written so far is settled, for at most `timeout_s`."""
@@ -328,7 +341,10 @@ class Stage:
         close_timeout_s: float = 5.0,
         transactions: int = sys.maxsize,
     ) -> None:
-        """`transactions` bounds how many of a partition are on their way at once; what comes meanwhile waits."""
+        """`transactions` bounds how many of a partition are on their way at once; what comes meanwhile waits.
+
+        `ask_anew`, set by who knows the group, has it give the partitions out again.
+        """
         self.name = name
         self.open_partition = open_partition
         self.make_logic = make_logic
@@ -337,12 +353,13 @@ class Stage:
         self.close_timeout_s = close_timeout_s
         self.transactions = transactions
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ask_anew: Callable[[], None] | None = None
         self._workers: dict[int, _Worker] = {}
 
     @property
     def ready(self) -> bool:
         """Whether every assigned partition is restored and takes records."""
-        return all(worker.tables is not None for worker in self._workers.values())
+        return all(worker.tables is not None and not worker.fenced for worker in self._workers.values())
 
     @property
     def partitions(self) -> tuple[int, ...]:
@@ -366,6 +383,31 @@ class Stage:
         else:
             self.failed.set_exception(error)
 
+    def ended(self, worker: _Worker, error: BaseException) -> None:
+        """A worker has ended: `Fenced`, its partition waits to be given out anew; else the stage has failed."""
+        if self._workers.get(worker.partition) is not worker:
+            return  # it was given up, and what it still did does not count
+        if not isinstance(error, Fenced) or self.ask_anew is None:
+            self.fail(error)
+            return
+        if worker.fenced:
+            return
+        worker.fenced = worker.suspended = True
+        log.warning(
+            "partition %d of %s is given up: %s",
+            worker.partition,
+            self.name,
+            error,
+            extra={"action": "partition_fenced", "partition": worker.partition},
+        )
+        self.ask_anew()
+
+        def look() -> None:
+            if self._workers.get(worker.partition) is worker:
+                self.fail(error)
+
+        asyncio.get_running_loop().call_later(FENCED_PATIENCE_S, look)
+
     async def revoked(self, partitions: Iterable[int]) -> None:
         """The group rebalances: no tick until it is known who owns what.
 
@@ -385,7 +427,7 @@ class Stage:
         this node had before: those partitions go on without being opened again.
         """
         wanted = set(partitions)
-        gone = [p for p in self._workers if p not in wanted or not kept]
+        gone = [p for p, worker in self._workers.items() if p not in wanted or not kept or worker.fenced]
         await asyncio.gather(*(self._workers.pop(p).close() for p in gone))
         for partition in wanted:
             worker = self._workers.get(partition) or _Worker(partition, self)

@@ -58,6 +58,9 @@ ACTIONS: dict[str, str] = {
     # Tables
     "table_restored": "A partition of a table is open; how many changelog records it took, and how long.",
     "table_restoring": "A partition of a table is being read back from its changelog; how far it is.",
+    "partition_fenced": "A partition is another owner's, or may be: it is given up and the group is asked anew.",
+    "standby_cold": "Tables that were to be kept warm for another node cannot be opened.",
+    "standby_waits": "A changelog cannot be followed for the moment.",
     "table_emptied": "What the disk held of a table was overruled by another owner; it is read back.",
     # The producer and the fleet
     "topic_gone": "A topic that was produced to no longer exists.",

@@ -60,6 +60,14 @@ class InRecord(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
+class Followed(NamedTuple):
+    """What one look at the end of a partition brought: its next records, and where it ended then."""
+
+    partition: int
+    records: Sequence[InRecord]
+    end: int
+
+
 class Publisher(Protocol):
     """Sends records in batches."""
 

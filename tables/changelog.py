@@ -125,6 +125,11 @@ class Replay:
     _outboxes: dict[Tag, bytes] = field(default_factory=dict)
 
     @property
+    def settled(self) -> bool:
+        """Whether everything that was fed counts and is delivered: nothing of it need be read again."""
+        return not (self._waiting or self._disputed or self._outboxes) and self.spilled <= self.marked
+
+    @property
     def ahead(self) -> bool:
         """Whether transactions count that the store has not seen."""
         return self.marked > self.disk
@@ -157,7 +162,7 @@ class Replay:
                 if tag.epoch >= self.claimed and tag >= self.marked:  # the same one may say more of deliveries
                     self._mark(tag, orjson.loads(value[TAG_BYTES:]), rows)
             elif key.startswith(OUTBOX):
-                if value is not None:
+                if value is not None and tag.epoch >= self.claimed:  # else a zombie's, which nobody is to see
                     self._outboxes[tag] = value[TAG_BYTES:]
             elif tag.epoch < self.claimed or tag <= self.marked:
                 # A zombie's, or a repeat of one of ours by a client that was replaced: it is the last of its key.

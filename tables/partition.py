@@ -12,10 +12,12 @@ changelog partition shows as a hole between our own offsets: the partition is `F
 
 (2) and (3) are two trips to the broker, one after the other. With `SingleTrip` they are one:
 (2a) rows, then the outputs once more as a record of the changelog (the outbox), then the marker go to the
-     changelog in this order, and the outputs to their topics at the same time;
+     changelog in this order; with their acknowledgement the transaction counts, and `settle` returns;
 (2b) the publisher sends nothing behind a record of the changelog that could not be sent (`unbroken`): a marker
      on the log says that the rows and outboxes before it are there too;
-(2c) each marker says up to which transaction all outputs are acknowledged (`delivered`): the outboxes of later
+(2c) only then `deliver` sends the outputs, in the order of the transactions: what others see of a decision is never
+     taken back by the next owner, who decides from the changelog alone;
+(2d) each marker says up to which transaction all outputs are acknowledged (`delivered`): the outboxes of later
      ones are what the next owner sends again, from the disk or from the changelog, before its first marker.
 A transaction goes in two trips all the same when its outbox is too large, when the outboxes not yet delivered
 would need more slots than there are, and while an earlier one in two trips waits for its marker: a later marker
@@ -28,15 +30,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-import orjson
-
 from app.errors import Fenced
 from app.ports import OutRecord, Publisher
 from tables.changelog import MARKER, Tag, marker_value, outbox_key, pack_tag
+from tables.meta import Meta
 from tables.outbox import pack_outbox, unpack_outbox
 
 META: Final = b"\x01meta"
 PENDING: Final = b"\x02"
+PENDING_END: Final = b"\x03"
 ROWS: Final = b"\x10"
 ROWS_END: Final = b"\x11"
 # A marker that says nothing but that all is delivered may wait this long for one that is sent anyway.
@@ -64,36 +66,6 @@ class ChangelogPublisher(Publisher, Protocol):
 
         Whoever publishes to it after that gets `PublishFailed`, until this is called again.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """What the disk says of itself.
-
-    `number` is the last transaction written, `marked` the last one whose marker was acknowledged;
-    every changelog record before `changelog_next` is in the rows, and every outbox before it is delivered, as are
-    all outputs up to transaction `delivered`. `written_ms` is the wall clock.
-    """
-
-    epoch: int = 0
-    number: int = 0
-    marked: int = 0
-    changelog_next: int = 0
-    written_ms: int = 0
-    applied: Mapping[str, int] = field(default_factory=dict)
-    delivered: int = 0
-
-    def to_bytes(self) -> bytes:
-        """As JSON."""
-        numbers = [self.epoch, self.number, self.marked, self.changelog_next, self.written_ms]
-        return orjson.dumps([*numbers, dict(self.applied), self.delivered])
-
-    @classmethod
-    def from_bytes(cls, value: bytes) -> "Meta":
-        """From JSON; where nothing is said of deliveries, all that was marked was delivered."""
-        epoch, number, marked, *rest = orjson.loads(value)
-        changelog_next, written_ms, applied, *delivered = rest
-        return cls(epoch, number, marked, changelog_next, written_ms, applied, *(delivered or [marked]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +150,23 @@ class TablePartition:
         self._trailing: asyncio.TimerHandle | None = None
         self._trails = True
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._turns = asyncio.Lock()  # of two changes of a key the later one must be the later record
+        self._counted: dict[int, Transaction] = {}  # settled in one trip, their outputs not yet sent
+        self._next_out = meta.number + 1  # whose outputs are the next to be sent
+        self._last_one_trip = meta.number
+        self._progress = asyncio.Event()
         self._broken: BaseException | None = None
 
     @property
     def epoch(self) -> int:
         """Of this owner; a later owner's is higher."""
         return self._epoch
+
+    @property
+    def held(self) -> int:
+        """The next offset of the changelog: what an owner has not seen is not there."""
+        last = self._publisher.last_offset(self.changelog, self.partition)
+        return self._changelog_next if last is None else last + 1
 
     @property
     def is_owned(self) -> bool:
@@ -253,9 +236,65 @@ class TablePartition:
         then on nothing settles any more: open the partition again.
         """
         number = written.number
-        assert number == self._begun + 1, "of two changes of a key the later one must be the later record"
-        one_trip = self._in_one_trip(written)
-        records = self._begin(written, timestamp_ms, one_trip=one_trip)
+        async with self._turns:
+            one_trip = self._in_one_trip(written)
+            if not one_trip:
+                await self._until_delivered(timestamp_ms)
+            records = self._begin(written, timestamp_ms, one_trip=one_trip)
+            sending = asyncio.create_task(self._publish(records))
+        await sending
+        if one_trip:
+            self._marked = max(self._marked, number)
+            self._counted[number] = written
+            self._progress.set()
+            if not written.outputs:
+                self._delivered_all(self._deliverable(empty=True), timestamp_ms)
+            return
+        done = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._next_out = number + 1
+        self._finish(number)
+        self._mark_what_waits(timestamp_ms)
+        await done
+
+    async def deliver(self, *, timestamp_ms: int) -> None:
+        """(2c): send the outputs of what has settled, and return when they are acknowledged.
+
+        Whoever settled something calls it next; what waits for an earlier transaction goes out with that one. Raises
+        as `settle`; what never went out is sent by the next owner.
+        """
+        ready = self._deliverable()
+        outputs = [output for written in ready for output in written.outputs]
+        if outputs:
+            await self._publish(outputs)
+        self._delivered_all(ready, timestamp_ms)
+
+    def _deliverable(self, *, empty: bool = False) -> list[Transaction]:
+        """The transactions that count and whose turn it is; with `empty` only those that have nothing to send."""
+        ready: list[Transaction] = []
+        while (written := self._counted.get(self._next_out)) is not None and not (empty and written.outputs):
+            ready.append(self._counted.pop(self._next_out))
+            self._next_out += 1
+        return ready
+
+    def _delivered_all(self, written: Sequence[Transaction], timestamp_ms: int) -> None:
+        for one in written:
+            self._finish(one.number)
+        if written:
+            self._progress.set()
+            self._mark_what_waits(timestamp_ms)
+
+    async def _until_delivered(self, timestamp_ms: int) -> None:
+        """The outputs of a transaction in two trips go out with its rows: behind those of all before it."""
+        while self._delivered < self._last_one_trip:
+            self._progress.clear()
+            if self._broken is not None:
+                self._check_alone()
+            if self._next_out in self._counted:
+                await self.deliver(timestamp_ms=timestamp_ms)
+            else:
+                await self._progress.wait()
+
+    async def _publish(self, records: Sequence[OutRecord]) -> None:
         try:
             if self._broken is not None:
                 self._check_alone()
@@ -264,15 +303,6 @@ class TablePartition:
         except BaseException as error:
             self._break(error)
             raise
-        if one_trip:
-            self._marked = max(self._marked, number)
-            self._finish(number)
-            self._mark_what_waits(timestamp_ms)
-            return
-        done = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._finish(number)
-        self._mark_what_waits(timestamp_ms)
-        await done
 
     def _in_one_trip(self, written: Transaction) -> bool:
         return (
@@ -284,7 +314,9 @@ class TablePartition:
 
     def _begin(self, written: Transaction, timestamp_ms: int, *, one_trip: bool) -> list[OutRecord]:
         """Note that the transaction is under way, and return its records in the order of (2) or (2a)."""
-        number = self._begun = written.number
+        number = written.number
+        assert number == self._begun + 1, "settled in the order of their writing"
+        self._begun = number
         self._under_way[number] = written.applied
         last = self._publisher.last_offset(self.changelog, self.partition)
         self._floors[number] = 0 if last is None else last + 1
@@ -294,6 +326,7 @@ class TablePartition:
         if not one_trip:
             self._two_trips = number
             return [*written.outputs, *written.rows]
+        self._last_one_trip = number
         tag = Tag(self._epoch, number)
         records = list(written.rows)
         if written.outbox and self._single_trip is not None:
@@ -302,7 +335,7 @@ class TablePartition:
         marker = marker_value(tag, written.applied, self._delivered)
         self._told = self._delivered
         records.append(OutRecord(self.changelog, MARKER, marker, timestamp_ms, (), self.partition))
-        return [*records, *written.outputs]
+        return records
 
     def _finish(self, number: int) -> None:
         """All records of a transaction are acknowledged: move the delivered prefix, and what the disk need not read."""
@@ -363,6 +396,7 @@ class TablePartition:
         """Nothing after a hole may count: whoever waits for a marker, now or later, learns of it."""
         if self._broken is None:
             self._broken = error
+        self._progress.set()
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting.values():
             if not waiter.done():
@@ -419,7 +453,7 @@ class TablePartition:
         forgotten = []
         for packed in undelivered:
             repaired.outputs += unpack_outbox(packed)[1]
-        for key, packed in self._store.range(PENDING, PENDING + b"\xff" * 9):
+        for key, packed in self._store.range(PENDING, PENDING_END):
             forgotten.append(key)
             number = _NUMBER.unpack(key[len(PENDING) :])[0]
             if resend_after is None or number <= min(resend_after, delivered):

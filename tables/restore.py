@@ -21,7 +21,18 @@ from typing import Final, Protocol
 from app.errors import EnvironmentError_, PublishFailed
 from app.ports import InRecord, OutRecord
 from tables.changelog import CLAIM, WAITING_ROWS, Replay, Tag, claim_value
-from tables.partition import META, ROWS, ROWS_END, ChangelogPublisher, Meta, SingleTrip, Store, TablePartition
+from tables.meta import Meta
+from tables.partition import (
+    META,
+    PENDING,
+    PENDING_END,
+    ROWS,
+    ROWS_END,
+    ChangelogPublisher,
+    SingleTrip,
+    Store,
+    TablePartition,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +51,13 @@ class ChangelogReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What one restore did: `records` read, `rows` written, and whether the disk had to be emptied."""
+    """What one restore did: `records` read, `rows` written, whether the disk had to be emptied, or was kept warm."""
 
     records: int
     rows: int
     emptied: bool
     seconds: float
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +87,19 @@ async def open_partition(
     now_ms: Callable[[], int],
     waiting_rows: int = WAITING_ROWS,
     single_trip: SingleTrip | None = None,
+    warm: "Opening | None" = None,
 ) -> tuple[TablePartition, Restored]:
     """Open, restore and take over one partition; numbered as in the module's docstring.
 
     `waiting_rows` bounds the rows kept in memory until the marker after them is read; with `single_trip`
-    transactions settle in one trip to the broker where they can (`tables.partition`).
+    transactions settle in one trip to the broker where they can (`tables.partition`). `warm` is what a standby
+    has done of (2) and (3) by now; it is this partition's from here on.
     """
     began = time.perf_counter()
-    end = await _claim(place, publisher, now_ms())  # (1)
-    opening = _Opening(place, folder, reader, end, waiting_rows)
+    opening = warm or Opening(place, folder, waiting_rows)
     try:
-        emptied = await opening.fill(now_ms())  # (2) (3) (4)
+        end = await _claim(place, publisher, now_ms())  # (1)
+        emptied = await opening.fill(reader, end, now_ms())  # (2) (3) (4)
     except BaseException:
         opening.close()
         raise
@@ -105,11 +119,12 @@ async def open_partition(
     except BaseException:
         opened.close()
         raise
-    restored = Restored(opening.records, opening.rows, emptied, time.perf_counter() - began)
+    restored = Restored(opening.records, opening.rows, emptied, time.perf_counter() - began, warm is not None)
     log.info(
-        "tables of %s-%d open: %d changelog records, %d rows, %.2f s",
+        "tables of %s-%d open%s: %d changelog records, %d rows, %.3f s",
         place.changelog,
         place.partition,
+        ", which were kept warm" if restored.warm else "",
         restored.records,
         restored.rows,
         restored.seconds,
@@ -130,25 +145,29 @@ async def _claim(place: Place, publisher: ChangelogPublisher, timestamp_ms: int)
     return offset
 
 
-class _Opening:
-    """A store on its way from what the disk has to what the changelog says up to `end`."""
+class Opening:
+    """A store on its way from what the disk has to what the changelog says."""
 
-    def __init__(self, place: Place, folder: StoreFolder, reader: ChangelogReader, end: int, waiting_rows: int) -> None:
+    def __init__(self, place: Place, folder: StoreFolder, waiting_rows: int = WAITING_ROWS) -> None:
         self.place = place
         self.folder = folder
-        self.reader = reader
-        self.end = end
         self.disk = Meta()
         self.replay = Replay(waiting_rows=waiting_rows)
-        self.records = self.rows = 0
+        self.next = 0  # the changelog offset to be read next
+        self.records = self.rows = 0  # of the last `fill`
+        self._trusted_ms = 0  # when the disk knew all there was
         self._store: Store | None = None
         self._last_marked: Tag | None = None
 
     @property
     def store(self) -> Store:
         """The open store."""
-        assert self._store is not None, "fill() opens it"
+        assert self._store is not None, "open() makes it"
         return self._store
+
+    @property
+    def is_open(self) -> bool:
+        return self._store is not None
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -156,40 +175,44 @@ class _Opening:
             self._store.close()
             self._store = None
 
-    async def fill(self, now_ms: int) -> bool:
-        """(2) to (4); returns whether the disk had to be emptied."""
+    async def fill(self, reader: ChangelogReader, end: int, now_ms: int) -> bool:
+        """(2) to (4), as far as they are not done; returns whether the disk had to be emptied."""
+        self.records = self.rows = 0
+        emptied = False
+        reason = None if self.is_open else self.open()
+        if reason is None and self.next > end:
+            reason = "the changelog is another one than before"
+        while True:
+            if reason is not None:
+                self.begin_anew(reason)
+                emptied = True
+            try:
+                await self._read(reader, end)
+            except EnvironmentError_ as error:
+                if not error.facts.get("damaged"):
+                    raise
+                reason = str(error)
+                continue
+            self._last_marked = self.replay.marked
+            reason = self.doubts(now_ms)
+            if reason is None:
+                return emptied
+
+    def open(self) -> str | None:
+        """(2): open the store; a reason not to trust it, or None."""
         try:
-            reason = self._open() or await self._replay(now_ms)
+            store = self._store = self.folder.open(self.place.path)
+            meta = store.get(META)
+            if meta is None:
+                unfinished = next(store.range(ROWS, ROWS_END), None) is not None
+                return "an earlier restore did not end" if unfinished else None
         except EnvironmentError_ as error:
             if not error.facts.get("damaged"):
                 raise
-            reason = str(error)
-        emptied = reason is not None
-        while reason is not None:
-            log.warning(
-                "tables of %s-%d are restored from the changelog: %s",
-                self.place.changelog,
-                self.place.partition,
-                reason,
-                extra={"action": "table_emptied"},
-            )
-            self.close()
-            self.folder.empty(self.place.path)
-            self._store = self.folder.open(self.place.path)
-            # What counts was found by the first reading, if it came to its end; a second needs not wait for it.
-            self.disk = Meta()
-            self.replay = Replay(last=self._last_marked, waiting_rows=self.replay.waiting_rows)
-            reason = await self._replay(now_ms)
-        return emptied
-
-    def _open(self) -> str | None:
-        """(2): open the store; a reason not to trust it, or None."""
-        store = self._store = self.folder.open(self.place.path)
-        meta = store.get(META)
-        if meta is None:
-            unfinished = next(store.range(ROWS, ROWS_END), None) is not None
-            return "an earlier restore did not end" if unfinished else None
+            return str(error)
         self.disk = disk = Meta.from_bytes(meta)
+        self.next = disk.changelog_next
+        self._trusted_ms = disk.written_ms
         self.replay = Replay(
             disk=Tag(disk.epoch, disk.number),
             marked=Tag(disk.epoch, disk.marked),
@@ -199,38 +222,74 @@ class _Opening:
             applied=dict(disk.applied),
             waiting_rows=self.replay.waiting_rows,
         )
-        return "the changelog is another one than before" if disk.changelog_next > self.end else None
+        return None
 
-    async def _replay(self, now_ms: int) -> str | None:
-        """(3) (4): a reason why the disk cannot become what the changelog says, or None."""
-        await self._read()
-        self._last_marked = self.replay.marked
+    def begin_anew(self, reason: str) -> None:
+        """Empty the store: everything comes from the changelog."""
+        log.warning(
+            "tables of %s-%d are restored from the changelog: %s",
+            self.place.changelog,
+            self.place.partition,
+            reason,
+            extra={"action": "table_emptied"},
+        )
+        self.close()
+        self.folder.empty(self.place.path)
+        self._store = self.folder.open(self.place.path)
+        # What counts was found by the first reading, if it came to its end; a second needs not wait for it.
+        self.disk = Meta()
+        self.next = 0
+        self.replay = Replay(last=self._last_marked, waiting_rows=self.replay.waiting_rows)
+        self._last_marked = None
+
+    def doubts(self, now_ms: int) -> str | None:
+        """(4): a reason why the disk cannot become what the changelog says, or None."""
         if self.replay.overrun:
             return "its last owner left more behind than a restore keeps in memory"
         if self.replay.overruled:
             return "the disk holds what another owner overruled"
-        if self.replay.ahead and self.disk.epoch and now_ms - self.disk.written_ms > TRUSTED_AGE_MS:
+        if self.replay.ahead and self.disk.epoch and now_ms - self._trusted_ms > TRUSTED_AGE_MS:
             return "the disk is too old to know every deletion"
         return None
 
-    async def _read(self) -> None:
-        """(3): fold the changelog into the store. Its meta row stays as it is, so that a crash begins again."""
-        place, start = self.place, self.disk.changelog_next
+    def trust(self, now_ms: int) -> None:
+        """All there was at this instant has been read."""
+        self._trusted_ms = now_ms
+
+    def feed(self, records: Sequence[InRecord]) -> None:
+        """(3): fold some of the changelog into the store. Its meta row stays as it is, so that a crash begins again."""
+        counted = self.replay.feed(records)
+        if counted:
+            self.store.write([(ROWS + key, value) for key, value in counted.items()])
+        self.next = records[-1].offset + 1
+        self.records += len(records)
+        self.rows += len(counted)
+
+    def remember(self, now_ms: int) -> bool:
+        """Let a crash begin again from here; False when something that was fed would have to be read again."""
+        replay = self.replay
+        if not (replay.ahead and replay.settled):
+            return False
+        number = replay.marked.number
+        meta = Meta(replay.marked.epoch, number, number, self.next, now_ms, dict(replay.applied), number)
+        # What this disk once had to send was sent, or overruled, by those who owned the partition since.
+        pending: list[tuple[bytes, bytes | None]] = [(key, None) for key, _ in self.store.range(PENDING, PENDING_END)]
+        self.store.write([*pending, (META, meta.to_bytes())])
+        return True
+
+    async def _read(self, reader: ChangelogReader, end: int) -> None:
+        place, start = self.place, self.next
         told = time.perf_counter()
-        async for some in self.reader.read(place.changelog, place.partition, start, self.end):
-            counted = self.replay.feed(some)
-            if counted:
-                self.store.write([(ROWS + key, value) for key, value in counted.items()])
-            self.records += len(some)
-            self.rows += len(counted)
+        async for some in reader.read(place.changelog, place.partition, start, end):
+            self.feed(some)
             if time.perf_counter() - told > PROGRESS_EVERY_S:
                 told = time.perf_counter()
                 log.info(
                     "restoring %s-%d: offset %d of %d (%d %%)",
                     place.changelog,
                     place.partition,
-                    some[-1].offset,
-                    self.end,
-                    100 * (some[-1].offset - start) // max(1, self.end - start),
+                    self.next - 1,
+                    end,
+                    100 * (self.next - 1 - start) // max(1, end - start),
                     extra={"action": "table_restoring"},
                 )

@@ -1,5 +1,6 @@
 """Reads changelog partitions with aiokafka, outside any consumer group."""
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,12 +12,56 @@ from app.ports import InRecord
 
 
 class KafkaChangelogReader:
-    """One consumer a read, so that partitions restore side by side."""
+    """One consumer a read, so that partitions restore side by side.
 
-    def __init__(self, bootstrap_servers: str, batch_records: int = 5_000, **security: Any) -> None:
+    To connect takes longer than to read what a warm partition lacks: a few consumers are kept for the next reads,
+    `prepare` makes them beforehand, `close` lets go of them.
+    """
+
+    def __init__(self, bootstrap_servers: str, batch_records: int = 5_000, spare: int = 0, **security: Any) -> None:
+        """`spare` is how many consumers are kept."""
         self._bootstrap = bootstrap_servers
         self._batch_records = batch_records
         self._security = security
+        self._spare = spare
+        self._idle: list[AIOKafkaConsumer] = []
+
+    async def prepare(self) -> None:
+        """Connect the consumers that are to be kept. Raises `BrokerUnavailable`."""
+        while len(self._idle) < self._spare:
+            self._idle.append(await self._started())
+
+    async def close(self) -> None:
+        """Let go of the consumers that are kept."""
+        self._spare = 0
+        while self._idle:
+            await self._idle.pop().stop()
+
+    @contextlib.asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = self._idle.pop() if self._idle else await self._started()
+        try:
+            yield consumer
+            consumer.unsubscribe()
+        except BaseException:
+            await consumer.stop()
+            raise
+        if len(self._idle) < self._spare:
+            self._idle.append(consumer)
+        else:
+            await consumer.stop()
+
+    async def _started(self) -> AIOKafkaConsumer:
+        consumer = self._consumer()
+        try:
+            await consumer.start()
+        except KafkaError as error:
+            await consumer.stop()
+            raise BrokerUnavailable(f"The changelogs cannot be read: {error}.") from error
+        except BaseException:
+            await consumer.stop()
+            raise
+        return consumer
 
     def _consumer(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -33,7 +78,7 @@ class KafkaChangelogReader:
         """The offset after the last record. Raises `BrokerUnavailable`."""
         where = TopicPartition(topic, partition)
         try:
-            async with self._consumer() as consumer:
+            async with self._borrowed() as consumer:
                 ends = await consumer.end_offsets([where])
         except KafkaError as error:
             raise BrokerUnavailable(f"The changelog {topic}-{partition} cannot be read: {error}.") from error
@@ -45,7 +90,7 @@ class KafkaChangelogReader:
             return
         where = TopicPartition(topic, partition)
         try:
-            async with self._consumer() as consumer:
+            async with self._borrowed() as consumer:
                 consumer.assign([where])
                 consumer.seek(where, start)
                 while True:

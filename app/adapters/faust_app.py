@@ -7,6 +7,8 @@ What differs from stock Faust: no tables (ours are `tables/`), so recovery is on
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from faust.tables.recovery import Recovery
 from faust.types import TP
 from mode.utils.queues import FlowControlEvent
 
+from app.adapters.assignor import Holdings, Seat, SeatingAssignor
 from app.adapters.faust_stream import RangeStream
 from app.adapters.transport import RecordBatch, TransportLimits
 
@@ -100,10 +103,16 @@ class Delivered:
 
 
 class App(faust.App):
-    """A Faust app whose topics may be batched; `transport_limits` bounds its consumer."""
+    """A Faust app whose topics may be batched; `transport_limits` bounds its consumer.
+
+    `holdings` are the tables of its stage, `hand_back` what ends the work on partitions before a rebalance: what that
+    leaves undone is redelivered, and nothing waits for it.
+    """
 
     def __init__(self, *args: Any, transport_limits: TransportLimits | None = None, **kwargs: Any) -> None:
         self.transport_limits = transport_limits or TransportLimits()
+        self.holdings: Holdings | None = None
+        self.hand_back: Callable[[set[TP]], Awaitable[None]] | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -123,6 +132,19 @@ class App(faust.App):
     def member_id(self) -> str:
         """This member's id in its group, empty before it has one. May be asked in any thread: it makes no client."""
         return "" if self._consumer is None else self._consumer.member_id
+
+    @property
+    def seat(self) -> Seat:
+        """What the last rebalance gave this member beside its partitions."""
+        given: Seat = self.assignor.seat
+        return given
+
+    def ask_for_round(self) -> None:
+        """Have the group's leader seat its members anew."""
+        client = self.consumer._thread
+        coordinator = getattr(client._consumer, "_coordinator", None)
+        if coordinator is not None:
+            client.thread_loop.call_soon_threadsafe(coordinator.request_rejoin)
 
     def lags(self) -> dict[TP, int]:
         """Records a partition that wait for this member; empty before it has joined."""
@@ -177,6 +199,7 @@ def new_app(
         autodiscover=False,
         transport_limits=limits,
         TableManager=NoTables,
+        PartitionAssignor=SeatingAssignor,
         store="memory://",
         value_serializer="raw",
         key_serializer="raw",
@@ -190,6 +213,7 @@ def new_app(
         stream_buffer_maxsize=4096,
         table_standby_replicas=0,
         broker_credentials=_credentials(security or {}),
+        broker_client_id=f"{group}-{socket.gethostname()}-{os.getpid()}",  # which process, in the broker's words
         broker_session_timeout=session_s,
         broker_heartbeat_interval=heartbeat_interval_ms / 1000,
         broker_rebalance_timeout=max(session_s, 10.0),

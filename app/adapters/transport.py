@@ -7,8 +7,9 @@ offsets (`app.domain.offsets`). The order that makes at-least-once true:
 (2) a range is entered in the book when it is delivered, never twice, never with a hole;
 (3) the agent acknowledges the range once its outputs are durable;
 (4) the commit takes the longest acknowledged prefix, and is noted only when the broker confirms it;
-(5) on a rebalance: flow stops, what is being processed is awaited (bounded), committed, and only then
-    the partitions are given up; what is acknowledged later counts for nothing.
+(5) on a rebalance: flow stops, what is being processed is awaited (bounded; a stage with tables hands back what it
+    has not decided instead), committed, and only then the partitions are given up; what is acknowledged later
+    counts for nothing.
 
 It leans on private names of faust-streaming 0.15.3, aiokafka 0.14.0 and mode-streaming 0.7.1, which are
 pinned exactly (docs/decisions/0002); tests/broker/test_transport_traps.py holds each trap that is designed out.
@@ -69,17 +70,15 @@ class RecordBatch:
 
     @property
     def first_offset(self) -> int:
-        """Offset of the first record."""
         return int(self.records[0].offset)
 
     @property
     def last_offset(self) -> int:
-        """Offset of the last record."""
         return int(self.records[-1].offset)
 
     @classmethod
     def from_data(cls, data: "RecordBatch", *, preferred_type: type | None = None) -> "RecordBatch":
-        """Faust's hook for decoding a value: a batch arrives decoded."""
+        """Faust's hook for decoding: a batch arrives decoded."""
         assert preferred_type is None or issubclass(cls, preferred_type)
         return data
 
@@ -137,6 +136,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
         # Read by aiokafka in start() only, which comes after this.
         consumer._fetch_max_wait_ms = limits.fetch_max_wait_ms
         consumer._fetch_max_bytes = limits.fetch_max_bytes
+        if hasattr(self.app, "holdings"):  # stock Faust takes round robin for an app without its own tables
+            consumer._partition_assignment_strategy = (self.app.assignor,)
         return consumer
 
     async def call_thread(self, fun: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
@@ -229,6 +230,7 @@ class Consumer(stock.Consumer):
 
     #: Set when the agents have failed: a stop then waits for nothing.
     abandoned = False
+    _handed_back = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._books: dict[TP, OffsetBook] = {}
@@ -417,7 +419,12 @@ class Consumer(stock.Consumer):
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """(5): let the app drain and commit first, then forget; stock Faust forgets first."""
+        if (hand_back := getattr(self.app, "hand_back", None)) is not None:
+            self.stop_flow()
+            await hand_back(revoked)
+        self._handed_back = hand_back is not None
         await self._on_partitions_revoked(revoked)
+        self._handed_back = False
         self._active_partitions.difference_update(revoked)
         self._paused_partitions.difference_update(revoked)
         for tp in revoked:
@@ -435,12 +442,10 @@ class Consumer(stock.Consumer):
         self._changed.set()
 
     def resume_flow(self) -> None:
-        """Let records through again, at once."""
         super().resume_flow()
         self._changed.set()
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
-        """Fetch from these partitions again, at once."""
         super().resume_partitions(tps)
         self._changed.set()
 
@@ -452,15 +457,16 @@ class Consumer(stock.Consumer):
         if self.app.crash_reason is not None:
             return
         deadline = time.monotonic() + self._limits.drain_s
-        while not (self.should_stop or self.abandoned) and any(not m.acked for m in list(self._unacked_messages)):
+        while not (self.should_stop or self.abandoned or self._handed_back) and self._has_undone():
             if time.monotonic() >= deadline:
-                self.log.warning(
-                    "agents did not finish in %s s: their batches will be redelivered", self._limits.drain_s
-                )
+                self.log.warning("agents did not finish in %s s: redelivered", self._limits.drain_s)
                 break
             self._changed.clear()
             await self._wait_for_change()
         await self.commit_and_end_transactions()
+
+    def _has_undone(self) -> bool:
+        return any(not message.acked for message in list(self._unacked_messages))
 
     async def commit_and_end_transactions(self) -> None:
         """Commit what is acknowledged by now.

@@ -215,13 +215,13 @@ def outbox_not_sent_again() -> None:
 def restore_without_the_tail() -> None:
     """A restore reads the changelog but for its last sixty records."""
 
-    def make(begin: Any) -> Any:
-        def mutated(self: Any, place: Any, folder: Any, reader: Any, end: int, *rest: Any, **more: Any) -> None:
-            begin(self, place, folder, reader, max(0, end - 60), *rest, **more)
+    def make(fill: Any) -> Any:
+        async def mutated(self: Any, reader: Any, end: int, now_ms: int) -> Any:
+            return await fill(self, reader, max(self.next, end - 60), now_ms)
 
         return mutated
 
-    swap("tables.restore:_Opening.__init__", make)
+    swap("tables.restore:Opening.fill", make)
 
 
 def failed_counts_as_acknowledged() -> None:

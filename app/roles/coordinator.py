@@ -15,15 +15,15 @@ from app.adapters.definitions_feed import DefinitionsFeed
 from app.adapters.expressions import CelExpressions
 from app.adapters.faust_app import App, Delivered, running
 from app.adapters.lease import Lease
-from app.adapters.producer import BatchProducer
 from app.adapters.tasks.build import new_executor
 from app.domain.watchdog import Progress
 from app.domain.workflow.turn import Limits
 from app.http.health import Check
 from app.ports import Definitions, TaskExecutor
 from app.roles.context import Context, first_of, raise_crash, stopped
+from app.roles.tables import StageTables, ask_when_near, follow_assignment, stage_tables
 from app.roles.triggers import run_triggers
-from app.roles.worker import export_lag, follow_assignment, open_tables
+from app.roles.worker import export_lag
 from config.settings import Settings
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_STATE
 from config.workflow import PROFILES
@@ -55,7 +55,10 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
     kafka, workflow = context.settings.kafka, context.settings.workflow
     lease = Lease(context.clock, kafka.session_timeout_ms / 1000)
     expressions = CelExpressions()
-    async with context.producer(STAGE) as producer:
+    async with (
+        context.producer(STAGE) as producer,
+        stage_tables(context, producer, lease, WORKFLOW_COMMANDS, WORKFLOW_STATE) as kept,
+    ):
         partitions = await producer.partitions(WORKFLOW_COMMANDS.name)
         tasks = executor or new_executor(
             context.settings,
@@ -68,7 +71,7 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
         engines: dict[int, Engine] = {}
         stage = Stage(
             STAGE,
-            lambda partition: _open(context, producer, lease, definitions, partition, partitions),
+            lambda partition: _open(context, kept, definitions, partition, partitions),
             lambda tables: _begin(engines, tables, node),
             context.clock,
             lambda: 1.0,
@@ -91,7 +94,7 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
         )
         app = context.faust_app(STAGE)
         app.add_agent(STAGE, WORKFLOW_COMMANDS.name, lambda stream: _feed(stream, stage))
-        follow_assignment(app, WORKFLOW_COMMANDS.name, stage, lease)
+        follow_assignment(app, WORKFLOW_COMMANDS.name, stage, lease, kept)
         _watch(context, app, stage)
         try:
             async with running(app):
@@ -100,6 +103,7 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
                     asyncio.create_task(raise_crash(app), name="engine crash"),
                     stopped(context.stop),
                     asyncio.create_task(lease.keep(), name="lease"),
+                    asyncio.create_task(ask_when_near(app, kept), name="standbys near"),
                     asyncio.create_task(export_lag(app), name="lag"),
                     asyncio.create_task(_export_mailboxes(stage, engines), name="mailboxes"),
                 )
@@ -150,14 +154,14 @@ class _LiveTerms:
 
 
 async def _open(
-    context: Context, producer: BatchProducer, lease: Lease, definitions: Definitions, partition: int, partitions: int
+    context: Context, kept: StageTables, definitions: Definitions, partition: int, partitions: int
 ) -> TablePartition:
     """The tables, once every definition that an execution in them may be of is known.
 
     Raises `UserError` when they were made with another number of partitions.
     """
     await definitions.caught_up()
-    tables = await open_tables(context, producer, lease, WORKFLOW_STATE, partition, single_trip=True)
+    tables = await kept.open(partition)
     try:
         await keep_partitions(tables, partitions, context.clock.now_ms())
     except BaseException:

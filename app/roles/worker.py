@@ -1,8 +1,7 @@
 """The role `worker`: the transform stage with its tables, the sinks, and the task queues."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Container
 from typing import Any, TypeVar
 
 from agents.lag import LagBoard
@@ -10,13 +9,9 @@ from agents.sink import DEAD_LETTER_KEEP_BYTES, Gathering, SinkState, sink
 from agents.stage import Stage
 from agents.transform import Terms, Transform
 from app import metrics
-from app.adapters.changelog_reader import KafkaChangelogReader
-from app.adapters.connection import security_options
 from app.adapters.device_registry import DeviceRegistry
 from app.adapters.faust_app import App, Delivered, running
 from app.adapters.lease import Lease
-from app.adapters.producer import BatchProducer
-from app.adapters.rocks import RocksFolder, RocksLimits
 from app.adapters.sinks import build
 from app.adapters.sinks.rows import rows_of
 from app.adapters.transport import TransportLimits
@@ -25,17 +20,14 @@ from app.domain.dedupe import DedupeSpec
 from app.domain.reading import Limits
 from app.domain.watchdog import Progress
 from app.domain.window import RollupSpec, Rung
-from app.errors import EnvironmentError_
 from app.http.health import Check
-from app.ports import Clock
 from app.roles.context import Context, first_of, raise_crash, stopped
 from app.roles.queues import run_queues
+from app.roles.tables import ask_when_near, follow_assignment, stage_tables
 from app.rules import compile_section
 from config.settings import Settings
 from config.sinks import SinkSettings
-from config.topics import DEVICE_TELEMETRY, TRANSFORM_STATE, TopicSpec
-from tables.partition import SingleTrip, TablePartition
-from tables.restore import Place, open_partition
+from config.topics import DEVICE_TELEMETRY, TRANSFORM_STATE
 
 T = TypeVar("T")
 
@@ -129,17 +121,20 @@ async def run_transform(context: Context) -> None:
     registry = DeviceRegistry(kafka, context.bootstrap, context.settings.http.read_model)
     terms = LiveTerms(context.current, registry)
     lease = Lease(context.clock, kafka.session_timeout_ms / 1000)
-    async with context.producer("transform") as producer:
+    async with (
+        context.producer("transform") as producer,
+        stage_tables(context, producer, lease, DEVICE_TELEMETRY, TRANSFORM_STATE) as tables,
+    ):
         stage = Stage(
             "transform",
-            lambda partition: open_tables(context, producer, lease, TRANSFORM_STATE, partition),
-            lambda tables: Transform(tables, terms, context.clock.now_ms()),
+            tables.open,
+            lambda opened: Transform(opened, terms, context.clock.now_ms()),
             context.clock,
             lambda: tick_s(context.current()),
         )
         app = context.faust_app("transform")
         app.add_agent("transform", DEVICE_TELEMETRY.name, lambda stream: _feed(stream, stage))
-        follow_assignment(app, DEVICE_TELEMETRY.name, stage, lease)
+        follow_assignment(app, DEVICE_TELEMETRY.name, stage, lease, tables)
         _watch(context, app, stage)
         knowing = asyncio.create_task(_keep_registry(context, registry), name="device registry")
         try:
@@ -153,6 +148,7 @@ async def run_transform(context: Context) -> None:
                     stopped(context.stop),
                     asyncio.create_task(lease.keep(), name="lease"),
                     asyncio.create_task(export_lag(app), name="lag"),
+                    asyncio.create_task(ask_when_near(app, tables), name="standbys near"),
                     knowing,
                 )
         finally:
@@ -183,83 +179,6 @@ async def _keep_registry(context: Context, registry: DeviceRegistry) -> None:
 async def _feed(stream: Any, stage: Stage) -> None:
     async for event in stream.noack().events():
         stage.feed(Delivered(event))
-
-
-async def open_tables(
-    context: Context,
-    producer: BatchProducer,
-    lease: Lease,
-    changelog: TopicSpec,
-    partition: int,
-    *,
-    single_trip: bool = False,
-) -> TablePartition:
-    """Open, restore and take over one partition of the tables of a stage, `<stage>.state` its changelog.
-
-    `single_trip` is for the sake of latency: outputs are written twice (docs/decisions/0011).
-    """
-    stage = changelog.name.partition(".")[0]
-    tables = context.settings.tables
-    folder = RocksFolder(
-        RocksLimits(
-            block_cache_bytes=tables.block_cache_bytes,
-            write_buffer_bytes=tables.write_buffer_bytes,
-            max_open_files=tables.max_open_files,
-            sync_writes=tables.sync_writes,
-        )
-    )
-    reader = KafkaChangelogReader(
-        context.bootstrap, tables.restore_batch_records, **security_options(context.settings.kafka)
-    )
-    place = Place(Path(tables.directory) / stage / str(partition), changelog.name, partition)
-    written = context.settings.producer
-    # Without idempotence a batch may overtake the one before it that was refused.
-    one_trip = SingleTrip(min(SingleTrip().bytes, written.max_request_bytes // 2)) if written.idempotence else None
-    opened, restored = await _insist(
-        lambda: open_partition(
-            place,
-            folder,
-            reader,
-            producer,
-            lease.held,
-            context.clock.now_ms,
-            single_trip=one_trip if single_trip else None,
-        ),
-        context.clock,
-    )
-    metrics.TABLE_RESTORED.labels(stage).inc(restored.records)
-    metrics.TABLE_RESTORE_SECONDS.labels(stage).observe(restored.seconds)
-    return opened
-
-
-async def _insist(opening: Callable[[], Awaitable[T]], clock: Clock) -> T:
-    """A process on this machine that gives a partition up needs a moment to let go of its folder."""
-    patience_s = clock.monotonic_s() + LOCK_PATIENCE_S
-    while True:
-        try:
-            return await opening()
-        except EnvironmentError_ as error:
-            if not error.facts.get("locked") or clock.monotonic_s() >= patience_s:
-                raise
-        await asyncio.sleep(LOCK_RETRY_S)
-
-
-def follow_assignment(app: App, topic: str, stage: Stage, lease: Lease) -> None:
-    """Open and close the stage's partitions as the group assigns them."""
-    last_generation = [-1]
-
-    async def on_assigned(_: Any, assigned: Any, **__: Any) -> None:
-        generation = app.consumer_generation_id
-        kept = generation == last_generation[0] + 1 and lease.held()
-        last_generation[0] = generation
-        lease.renew()
-        await stage.assigned([tp.partition for tp in assigned if tp.topic == topic], kept=kept)
-
-    async def on_revoked(_: Any, revoked: Any, **__: Any) -> None:
-        await stage.revoked([tp.partition for tp in revoked if tp.topic == topic])
-
-    app.on_partitions_assigned.connect(on_assigned, weak=False)
-    app.on_partitions_revoked.connect(on_revoked, weak=False)
 
 
 def _watch(context: Context, app: App, stage: Stage) -> None:

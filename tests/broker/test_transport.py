@@ -279,7 +279,7 @@ async def test_member_id_is_known_once_the_member_has_joined(broker: str, new_to
     assert not app.has_joined
     async with running(app):
         await joined(app, 1)
-        assert app.consumer.member_id.startswith("faust-")
+        assert app.consumer.member_id.startswith(app.conf.id)
 
 
 @pytest.mark.parametrize("ack", [True, False])

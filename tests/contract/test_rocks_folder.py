@@ -8,7 +8,7 @@ import pytest
 from app.adapters.clock import SystemClock
 from app.adapters.rocks import RocksFolder, RocksLimits, RocksStore
 from app.errors import EnvironmentError_
-from app.roles.worker import _insist
+from app.roles.tables import _insist
 
 
 async def test_a_folder_that_is_let_go_of_a_little_later_is_opened_then(tmp_path: Path) -> None:

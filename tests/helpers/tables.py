@@ -9,7 +9,7 @@ from app.errors import EnvironmentError_, PublishFailed
 from app.ports import OutRecord
 from tables.changelog import WAITING_ROWS
 from tables.partition import Changes, SingleTrip, TablePartition
-from tables.restore import Place, Restored, open_partition
+from tables.restore import Opening, Place, Restored, open_partition
 from tests.helpers.streams import Record
 
 CHANGELOG = "stage.state"
@@ -200,8 +200,11 @@ async def open_tables(
     now_ms: int = T0_MS,
     waiting_rows: int = WAITING_ROWS,
     single_trip: SingleTrip | None = None,
+    warm: Opening | None = None,
 ) -> tuple[TablePartition, Restored]:
-    return await open_partition(PLACE, disk, log, publisher, lambda: True, lambda: now_ms, waiting_rows, single_trip)
+    return await open_partition(
+        PLACE, disk, log, publisher, lambda: True, lambda: now_ms, waiting_rows, single_trip, warm
+    )
 
 
 def rows_of(tables: TablePartition) -> dict[bytes, bytes]:

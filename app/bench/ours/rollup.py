@@ -31,11 +31,11 @@ from app.domain.signals import compile_rules  # noqa: E402
 from app.domain.window import RollupSpec, Rung  # noqa: E402
 from app.ports import InRecord, OutRecord  # noqa: E402
 from app.roles.context import first_of, raise_crash  # noqa: E402
-from app.roles.worker import follow_assignment  # noqa: E402
+from app.roles.tables import follow_assignment  # noqa: E402
 from config.kafka import KafkaSettings  # noqa: E402
 from config.topics import DEVICE_ROLLUPS, TRANSFORM_STATE, TopicSpec  # noqa: E402
 from config.transform import TransformSettings  # noqa: E402
-from tables.partition import Changes, TablePartition  # noqa: E402
+from tables.partition import Changes, SingleTrip, TablePartition  # noqa: E402
 from tables.restore import Place, open_partition  # noqa: E402
 
 HOUR_MS = 3_600_000
@@ -92,7 +92,9 @@ def new_stage(spec: dict[str, Any], producer: BatchProducer, lease: Lease) -> St
 
     async def opened(partition: int) -> TablePartition:
         place = Place(Path("state") / str(partition), changelog_of(spec), partition)
-        tables, _ = await open_partition(place, folder, reader, producer, lease.held, clock.now_ms)
+        # As the product: app/roles/tables.py.
+        trip = SingleTrip(producer.limits.record_bytes // 2)
+        tables, _ = await open_partition(place, folder, reader, producer, lease.held, clock.now_ms, single_trip=trip)
         return tables
 
     def logic(tables: TablePartition) -> Logic:

@@ -1,5 +1,6 @@
 """Task functions of the workflow benchmarks; the first three are line for line what the peers run."""
 
+import asyncio
 from typing import Any
 
 
@@ -24,3 +25,9 @@ def crunch(_: list[Any], number: int) -> int:
     for each in range(20_000):
         found = (found * 31 + each) % 1_000_003
     return found
+
+
+async def hold(_: list[Any], number: int) -> int:
+    """The number after 30 ms, as something outside would take them: what is in hand when its owner dies."""
+    await asyncio.sleep(0.03)
+    return number

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TypeVar
 
 from hypothesis import settings
@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.errors import EnvironmentError_, Fenced
+from app.ports import Followed
 from tables.changelog import Replay
 from tables.outbox import unpack_outbox
-from tables.partition import SingleTrip, TablePartition
+from tables.partition import SingleTrip, TablePartition, Transaction
+from tables.restore import Opening
+from tables.standby import REMEMBER_EVERY_MS, Standbys
 from tests.helpers.tables import (
     CHANGELOG,
     INPUT,
     OUTPUT,
+    PLACE,
     T0_MS,
     Disk,
     Gate,
@@ -30,13 +34,16 @@ from tests.helpers.tables import (
 
 INPUTS = 40
 IDLE_TURNS = 30
+WHOLE_OUTBOX = 10_000
 T = TypeVar("T")
 
 
 class Process:
     """One owner: it opens the tables of a disk and applies inputs until it is killed."""
 
-    def __init__(self, log: Log, disk: Disk, single_trip: SingleTrip | None = None) -> None:
+    def __init__(
+        self, log: Log, disk: Disk, single_trip: SingleTrip | None = None, warm: Opening | None = None
+    ) -> None:
         self.disk = disk
         self.gate = Gate()
         self.output_gate = Gate()
@@ -44,10 +51,10 @@ class Process:
         self.tables: TablePartition | None = None
         self.publisher = LogPublisher(log, self.gate, self.output_gate if single_trip else None)
         self.claimed_at = log.end(CHANGELOG)
-        self.tasks = [asyncio.create_task(self._open(log))]
+        self.tasks = [asyncio.create_task(self._open(log, warm))]
 
-    async def _open(self, log: Log) -> None:
-        self.tables, _ = await open_tables(log, self.disk, self.publisher, single_trip=self.single_trip)
+    async def _open(self, log: Log, warm: Opening | None) -> None:
+        self.tables, _ = await open_tables(log, self.disk, self.publisher, single_trip=self.single_trip, warm=warm)
 
     @property
     def failed(self) -> bool:
@@ -60,13 +67,19 @@ class Process:
         if count > 0:
             changes = apply_inputs(self.tables, count)
             written = self.tables.write(changes, INPUT, self.tables.applied.get(INPUT, -1) + count, timestamp_ms=T0_MS)
-            self.tasks.append(asyncio.create_task(self.tables.settle(written, timestamp_ms=T0_MS)))
+            self.tasks.append(asyncio.create_task(self._settle(self.tables, written)))
+
+    async def _settle(self, tables: TablePartition, written: Transaction) -> None:
+        await tables.settle(written, timestamp_ms=T0_MS)
+        await tables.deliver(timestamp_ms=T0_MS)
 
     async def kill(self) -> None:
         """End at once; only what is on the disk and on the log stays."""
         self.disk.user = None
         if self.tables is not None and self.tables._marking is not None:
             self.tasks.append(self.tables._marking)
+        if self.tables is not None and self.tables._trailing is not None:
+            self.tables._trailing.cancel()  # on a slow machine it would write after its process has ended
         for task in self.tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self.tasks, return_exceptions=True):
@@ -107,7 +120,8 @@ class Crashes(RuleBasedStateMachine):
         free = [disk for disk in self.disks if all(one.disk is not disk for one in self.alive)]
 
         async def begin() -> Process:
-            process = Process(self.log, free[which % len(free)], self.modes[mode % len(self.modes)])
+            disk = free[which % len(free)]
+            process = Process(self.log, disk, self.modes[mode % len(self.modes)], self.warm_tables_of(disk))
             process.gate.allow(held_after)
             process.output_gate.allow(outputs_held_after)
             await turns()
@@ -116,6 +130,11 @@ class Crashes(RuleBasedStateMachine):
         process = self.run(begin())
         self.alive.append(process)
         self._note_repairs(process)
+
+    def warm_tables_of(self, disk: Disk) -> Opening | None:
+        """What a standby on this disk hands over; there are none here."""
+        assert disk.user is None
+        return None
 
     @precondition(lambda self: self.alive)
     @rule(
@@ -163,7 +182,7 @@ class Crashes(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2))
     def damage(self, which: int) -> None:
-        if not any(one.disk is self.disks[which] for one in self.alive):
+        if self.disks[which].user is None and not any(one.disk is self.disks[which] for one in self.alive):
             self.disks[which].damaged = True
 
     @precondition(lambda self: self.repaired_upto > 0)
@@ -185,6 +204,8 @@ class Crashes(RuleBasedStateMachine):
         sent |= {record.value for packed in replay.undelivered() for record in unpack_outbox(packed)[1]}
         _, outputs = fold(applied + 1)
         assert sent.issuperset(outputs)
+        if all(mode is not None and mode.bytes >= WHOLE_OUTBOX for mode in self.modes):
+            assert {record.value for record in self.log.topics[OUTPUT]} <= set(outputs), "an output was taken back"
 
     def teardown(self) -> None:
         for process in self.alive:
@@ -194,9 +215,9 @@ class Crashes(RuleBasedStateMachine):
         self.run(self._finish(Disk()))
         self.loop.close()
 
-    async def _finish(self, disk: Disk) -> None:
+    async def _finish(self, disk: Disk, warm: Opening | None = None) -> None:
         """An owner that nothing disturbs applies the rest: the tables are the fold, every output was sent."""
-        process = Process(self.log, disk, self.modes[-1])
+        process = Process(self.log, disk, self.modes[-1], warm)
         await process.tasks[0]
         assert process.tables is not None
         applied = process.tables.applied.get(INPUT, -1)
@@ -215,7 +236,75 @@ class CrashesInOneTrip(Crashes):
     modes = (SingleTrip(slots=2), SingleTrip(), None, SingleTrip(bytes=150, slots=2))
 
 
+class CrashesOfOneTripAlone(Crashes):
+    """Every transaction in one trip: what others have seen of a decision is never taken back."""
+
+    modes = (SingleTrip(slots=100),)
+
+
+class NoFollower:
+    """The records come by hand."""
+
+    def follow(self, starts: Mapping[int, int]) -> None:
+        assert set(starts) <= {PLACE.partition}
+
+    async def poll(self) -> Sequence[Followed]:
+        return ()
+
+
+class CrashesWithStandbys(CrashesInOneTrip):
+    """Free disks may be kept warm by standbys, as far behind as they happen to be, and be taken over from there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.standbys: dict[int, Standbys] = {}
+        self.now_ms = T0_MS
+
+    @rule(which=st.integers(0, 2))
+    def stand_by(self, which: int) -> None:
+        """A standby opens what lies on a disk that nobody uses."""
+        disk = self.disks[which]
+        if which not in self.standbys and disk.user is None and all(one.disk is not disk for one in self.alive):
+            standbys = self.standbys[which] = Standbys(lambda _: PLACE, disk, NoFollower(), lambda: self.now_ms)
+            standbys.keep({PLACE.partition})
+
+    @precondition(lambda self: self.standbys)
+    @rule(which=st.integers(0, 2), records=st.none() | st.integers(1, 9))
+    def follow(self, which: int, records: int | None) -> None:
+        """The next records, or all there are; time enough passes for the standby to remember where it is."""
+        standbys = self.standbys.get(which)
+        if standbys is None:
+            return
+        self.now_ms += REMEMBER_EVERY_MS
+        found = [r for r in self.log.topics[CHANGELOG] if r.offset >= standbys.held()[PLACE.partition]][:records]
+        standbys.feed(Followed(PLACE.partition, found, self.log.end(CHANGELOG)))
+
+    @precondition(lambda self: self.standbys)
+    @rule(which=st.integers(0, 2), lost_writes=st.sampled_from((0, 0, 1, 3)))
+    def end_standby(self, which: int, lost_writes: int) -> None:
+        if self.standbys.pop(which, None) is not None:
+            self.disks[which].user = None
+            self.disks[which].forget(lost_writes)
+
+    def warm_tables_of(self, disk: Disk) -> Opening | None:
+        standbys = self.standbys.pop(self.disks.index(disk), None)
+        return None if standbys is None else standbys.take(PLACE.partition)
+
+    def teardown(self) -> None:
+        """Each standby takes over from where it is."""
+        for process in self.alive:
+            self.run(process.kill())
+        self.alive = []
+        for which, standbys in list(self.standbys.items()):
+            self.run(self._finish(self.disks[which], standbys.take(PLACE.partition)))
+        super().teardown()
+
+
 Crashes.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
 TestCrashes = Crashes.TestCase
 CrashesInOneTrip.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
 TestCrashesInOneTrip = CrashesInOneTrip.TestCase
+CrashesWithStandbys.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestCrashesWithStandbys = CrashesWithStandbys.TestCase
+CrashesOfOneTripAlone.TestCase.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
+TestCrashesOfOneTripAlone = CrashesOfOneTripAlone.TestCase

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from app.errors import EnvironmentError_, Fenced, PublishFailed
 from app.ports import OutRecord
 from tables.changelog import MARKER, unpack_tag
+from tables.meta import Meta
 from tables.outbox import pack_outbox, unpack_outbox
-from tables.partition import META, PENDING, ROWS, Changes, Meta, TablePartition, Transaction
+from tables.partition import META, PENDING, ROWS, Changes, TablePartition, Transaction
 from tables.restore import TRUSTED_AGE_MS
 from tests.helpers.tables import (
     CHANGELOG,
@@ -154,7 +155,7 @@ async def test_one_marker_stands_for_many_transactions_and_never_passes_an_unset
 async def test_transactions_are_settled_in_the_order_they_were_written() -> None:
     tables = await opened(Log(), Disk())
     first, second = put(tables, b"a", b"1", 0), put(tables, b"a", b"2", 1)
-    with pytest.raises(AssertionError, match="the later record"):
+    with pytest.raises(AssertionError, match="in the order"):
         await settle(tables, second)
     await settle(tables, first, second)
 

@@ -1,0 +1,219 @@
+"""The tables of one stage on this node: those of its partitions, and those it keeps warm for others."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from agents.stage import Stage
+from app import metrics
+from app.adapters.changelog_follower import KafkaChangelogFollower
+from app.adapters.changelog_reader import KafkaChangelogReader
+from app.adapters.connection import security_options
+from app.adapters.faust_app import App
+from app.adapters.lease import Lease
+from app.adapters.producer import BatchProducer
+from app.adapters.rocks import RocksFolder, RocksLimits
+from app.domain.seating import NEAR_RECORDS
+from app.errors import EnvironmentError_
+from app.ports import Clock
+from app.roles.context import Context
+from config.tables import TablesSettings
+from config.topics import TopicSpec
+from tables.partition import SingleTrip, TablePartition
+from tables.restore import Place, Restored, open_partition
+from tables.standby import Standbys
+
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE_S: Final = 10.0
+LOCK_RETRY_S: Final = 0.05
+WARMING_LOOK_S: Final = 0.25
+
+T = TypeVar("T")
+
+
+class StageTables:
+    """Opens, keeps warm and tells what there is (`app.adapters.assignor.Holdings`); made by `stage_tables`.
+
+    Transactions settle in one trip, and their outputs follow: they are written twice, and never taken back
+    (docs/decisions/0011 and 0015).
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        producer: BatchProducer,
+        lease: Lease,
+        topic: TopicSpec,
+        changelog: TopicSpec,
+        follower: KafkaChangelogFollower,
+        reader: KafkaChangelogReader,
+    ) -> None:
+        self._context = context
+        self._producer = producer
+        self._lease = lease
+        self._topic = topic
+        self._changelog = changelog
+        self._stage = changelog.name.partition(".")[0]
+        self._folder = RocksFolder(limits_of(context.settings.tables))
+        self._reader = reader
+        written = context.settings.producer
+        # Without idempotence a batch may overtake the one before it that was refused.
+        self._single_trip = SingleTrip(written.max_request_bytes // 2) if written.idempotence else None
+        self._owned: dict[int, TablePartition] = {}
+        self.standbys = Standbys(self._place, self._folder, follower, context.clock.now_ms)
+
+    # ---- what the group asks, from another thread ----
+
+    @property
+    def topic(self) -> str:
+        """The input whose partitions they belong to."""
+        return self._topic.name
+
+    @property
+    def replicas(self) -> int:
+        """Standbys of each partition."""
+        return self._context.settings.cluster.standby_replicas
+
+    @property
+    def node(self) -> str:
+        """The node of this process."""
+        return self._context.settings.cluster.node_id or ""
+
+    def held(self) -> dict[int, int]:
+        """The next changelog offset that the tables of each partition have not seen."""
+        owned = {partition: tables.held for partition, tables in list(self._owned.items()) if not tables.closed}
+        return self.standbys.held() | owned
+
+    # ---- life ----
+
+    def keep_what_is_there(self) -> None:
+        """Before the group is joined: what is on the disk is followed, so that it counts when partitions are given."""
+        folder = self._place(0).path.parent
+        found = {int(path.name) for path in folder.glob("*") if path.name.isdigit()} if folder.is_dir() else set()
+        self.standbys.keep(found)
+
+    async def open(self, partition: int) -> TablePartition:
+        """Open, restore and take over one partition."""
+        opened, restored = await _insist(lambda: self._open(partition), self._context.clock)
+        self._owned[partition] = opened
+        metrics.TABLE_RESTORED.labels(self._stage).inc(restored.records)
+        metrics.TABLE_RESTORE_SECONDS.labels(self._stage).observe(restored.seconds)
+        return opened
+
+    def seated(self, standbys: Collection[int], owned: Collection[int]) -> None:
+        """The group has spoken: keep these warm, beside those that are opened next."""
+        self._owned = {partition: tables for partition, tables in self._owned.items() if not tables.closed}
+        taken_next = {partition for partition in self.standbys.partitions if partition in owned}
+        self.standbys.keep({partition for partition in standbys if partition not in owned} | taken_next)
+
+    def are_near(self, partitions: Collection[int]) -> bool:
+        """Whether the tables of all these are warm enough to be given to this member."""
+        behind = [self.standbys.behind(partition) for partition in partitions]
+        return all(records is not None and records <= NEAR_RECORDS for records in behind)
+
+    def _place(self, partition: int) -> Place:
+        folder = Path(self._context.settings.tables.directory) / self._stage / str(partition)
+        return Place(folder, self._changelog.name, partition)
+
+    async def _open(self, partition: int) -> tuple[TablePartition, Restored]:
+        return await open_partition(
+            self._place(partition),
+            self._folder,
+            self._reader,
+            self._producer,
+            self._lease.held,
+            self._context.clock.now_ms,
+            single_trip=self._single_trip,
+            warm=self.standbys.take(partition),
+        )
+
+
+@contextlib.asynccontextmanager
+async def stage_tables(
+    context: Context,
+    producer: BatchProducer,
+    lease: Lease,
+    topic: TopicSpec,
+    changelog: TopicSpec,
+) -> AsyncIterator[StageTables]:
+    """The tables of a stage that reads `topic`; at the end the warm ones are let go of, the stage closes its own."""
+    batch = context.settings.tables.restore_batch_records
+    security = security_options(context.settings.kafka)
+    reader = KafkaChangelogReader(context.bootstrap, batch, spare=2, **security)
+    async with KafkaChangelogFollower(context.bootstrap, changelog.name, **security) as follower:
+        tables = StageTables(context, producer, lease, topic, changelog, follower, reader)
+        following = asyncio.create_task(tables.standbys.run(), name=f"standbys of {changelog.name}")
+        try:
+            await reader.prepare()
+            tables.keep_what_is_there()
+            yield tables
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            tables.standbys.close()
+            await reader.close()
+
+
+def limits_of(tables: TablesSettings) -> RocksLimits:
+    """The bounds of one store."""
+    return RocksLimits(
+        block_cache_bytes=tables.block_cache_bytes,
+        write_buffer_bytes=tables.write_buffer_bytes,
+        max_open_files=tables.max_open_files,
+        sync_writes=tables.sync_writes,
+    )
+
+
+async def _insist(opening: Callable[[], Awaitable[T]], clock: Clock) -> T:
+    """A process on this machine that gives a partition up needs a moment to let go of its folder."""
+    patience_s = clock.monotonic_s() + LOCK_PATIENCE_S
+    while True:
+        try:
+            return await opening()
+        except EnvironmentError_ as error:
+            if not error.facts.get("locked") or clock.monotonic_s() >= patience_s:
+                raise
+        await asyncio.sleep(LOCK_RETRY_S)
+
+
+def follow_assignment(app: App, topic: str, stage: Stage, lease: Lease, tables: StageTables | None = None) -> None:
+    """Open and close the stage's partitions as the group assigns them, and keep warm what it says."""
+    last_generation = [-1]
+    app.holdings = tables
+
+    async def on_assigned(_: Any, assigned: Any, **__: Any) -> None:
+        generation = app.consumer_generation_id
+        kept = generation == last_generation[0] + 1 and lease.held()
+        last_generation[0] = generation
+        lease.renew()
+        owned = [tp.partition for tp in assigned if tp.topic == topic]
+        await stage.assigned(owned, kept=kept)
+        if tables is not None:
+            tables.seated(app.seat.standbys, owned)
+
+    async def hand_back(revoked: Any) -> None:
+        await stage.revoked([tp.partition for tp in revoked if tp.topic == topic])
+
+    app.on_partitions_assigned.connect(on_assigned, weak=False)
+    app.hand_back = hand_back
+    stage.ask_anew = app.ask_for_round
+
+
+async def ask_when_near(app: App, tables: StageTables) -> None:
+    """Ask the group for another round once the tables are near that it waits for; once a round."""
+    asked = None
+    while True:
+        await asyncio.sleep(WARMING_LOOK_S)
+        warming = app.seat.warming
+        if warming and (app.consumer_generation_id, warming) != asked and tables.are_near(warming):
+            asked = (app.consumer_generation_id, warming)
+            log.info(
+                "the tables of partitions %s are warm: asking for them",
+                ", ".join(map(str, warming)),
+                extra={"action": "cluster_event", "event": "warmed", "partitions": list(warming)},
+            )
+            app.ask_for_round()
