@@ -8,8 +8,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from app.adapters.topic_reader import TopicReader
@@ -18,12 +19,12 @@ from app.bench.child import Child, SideFailed, start
 from app.bench.load import Answer, Pool, get, post
 from app.domain.workflow.events import Event
 from app.errors import UserError
-from app.workflow_wire import decode_run
+from app.workflow_wire import Run, decode_run
 from config.kafka import KafkaSettings
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
 
 HOST = "127.0.0.1"
-ROLES = ("coordinator", "api-gateway")
+PROCESSES = {"coordinator": "coordinator", "api-gateway": "api-gateway"}
 READY_TIMEOUT_S = 90.0
 POLL_S = 0.05
 TOPICS = "workflow."
@@ -38,18 +39,26 @@ def free_port() -> int:
 
 
 class Engine:
-    """The two processes; a context manager, after which they and the topics of workflows are gone."""
+    """The two processes; a context manager, after which they and the topics of workflows are gone.
 
-    def __init__(self, broker: BenchBroker, settings: Mapping[str, Any] | None = None) -> None:
+    `processes` are others, name to role; each is a node of its own.
+    """
+
+    def __init__(
+        self,
+        broker: BenchBroker,
+        settings: Mapping[str, Any] | None = None,
+        processes: Mapping[str, str] = MappingProxyType(PROCESSES),
+    ) -> None:
         self._broker = broker
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-bench-engine-")
-        self._health = {role: free_port() for role in ROLES}
-        self._metrics = {role: free_port() for role in ROLES}
+        self._roles = dict(processes)
+        self._health = {name: free_port() for name in processes}
+        self._metrics = {name: free_port() for name in processes}
         self.port = free_port()
         self._settings: dict[str, Any] = {
             "kafka.bootstrap_servers": broker.bootstrap_servers,
             "kafka.client_id": broker.name("engine"),
-            "tables.directory": str(Path(self._folder.name) / "tables"),
             "http.executions.directory": str(Path(self._folder.name) / "executions"),
             "http.host": HOST,
             "http.port": self.port,
@@ -67,11 +76,11 @@ class Engine:
                 "own, which they start when no --bootstrap is given."
             )
         try:
-            for role in ROLES:
-                self.children[role] = await self._start(role)
+            for name in self._roles:
+                self.children[name] = await self._start(name)
             async with asyncio.timeout(READY_TIMEOUT_S):
-                for role in ROLES:
-                    await self._until_ready(role)
+                for name in self._roles:
+                    await self._until_ready(name)
         except BaseException:
             await self._close()
             raise
@@ -80,18 +89,34 @@ class Engine:
     async def __aexit__(self, *exc: object) -> None:
         await self._close()
 
-    async def _start(self, role: str) -> Child:
-        folder = Path(self._folder.name) / role
-        folder.mkdir()
-        settings = {**self._settings, "health.port": self._health[role], "metrics.port": self._metrics[role]}
-        flags = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-        return await start([sys.executable, "-m", "app", "worker", "--roles", role, *flags], folder)
+    async def kill(self, name: str) -> None:
+        """SIGKILL one process."""
+        self.children[name].process.kill()
+        await self.children[name].process.wait()
 
-    async def _until_ready(self, role: str) -> None:
+    async def start_again(self, name: str) -> None:
+        """Start one that was killed, on the folder that it had, and wait until it is ready."""
+        await self.children[name].stop()
+        self.children[name] = await self._start(name)
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await self._until_ready(name)
+
+    async def _start(self, name: str) -> Child:
+        folder = Path(self._folder.name) / name
+        folder.mkdir(exist_ok=True)
+        own = {
+            "health.port": self._health[name],
+            "metrics.port": self._metrics[name],
+            "tables.directory": str(folder / "tables"),
+        }
+        flags = [word for key, value in {**self._settings, **own}.items() for word in ("--set", f"{key}={value}")]
+        return await start([sys.executable, "-m", "app", "worker", "--roles", self._roles[name], *flags], folder)
+
+    async def _until_ready(self, name: str) -> None:
         while True:
-            self.children[role].check()
+            self.children[name].check()
             with contextlib.suppress(OSError):
-                async with Pool(HOST, self._health[role], 1) as pool:
+                async with Pool(HOST, self._health[name], 1) as pool:
                     if (await pool.request(get(HOST, "/health/ready"))).status == 200:
                         return
             await asyncio.sleep(POLL_S)
@@ -153,6 +178,14 @@ class Engine:
             found[f"{role} cpu_s"] = round(usage.cpu_s, 2)
             found[f"{role} rss_mb"] = round(usage.rss_mb, 1)
         return found
+
+    async def runs(self) -> AsyncIterator[tuple[int, Run]]:
+        """Every run of events on the topic, with its partition."""
+        reader = self._reader()
+        name = WORKFLOW_EVENTS.name
+        async for batch in reader.read(name, await reader.begins(name), await reader.ends(name)):
+            for record in batch:
+                yield record.partition, decode_run(record.value)
 
     async def histories(self, since: Mapping[int, int] | None = None) -> dict[str, list[Event]]:
         """The events on the topic by execution, from `since` on; for runs that fit into memory."""

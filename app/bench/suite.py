@@ -12,6 +12,7 @@ from app.bench.capacity import SECONDS as CAPACITY_SECONDS
 from app.bench.capacity import bench_capacity
 from app.bench.environments import Say
 from app.bench.executions import FINISHED, bench_executions
+from app.bench.failover import KILLS, bench_failover
 from app.bench.processing import bench_rollup, bench_transform
 from app.bench.producing import bench_batch_vs_single, bench_producer
 from app.bench.result import Result
@@ -78,6 +79,10 @@ async def _spool(broker: BenchBroker, effort: Effort, say: Say, progress: Progre
     return await bench_spool(broker, effort.runs, effort.records, say, progress)
 
 
+async def _failover(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    return await bench_failover(broker, effort.records, say, progress, plot=Path("bench-results/failover.png"))
+
+
 SUITE: tuple[Entry, ...] = (
     Entry("producer", "Records sent and acknowledged a second.", _producer, 1_000_000),
     Entry(
@@ -93,6 +98,7 @@ SUITE: tuple[Entry, ...] = (
         "trigger", "HTTP starts at several rates, open loop, and the most there can be.", _trigger, TRIGGER_SECONDS, 1
     ),
     Entry("timers", "A thousand durable timers due each second: how late they fire.", _timers, TIMER_SECONDS, 1),
+    Entry("failover", "SIGKILL of an engine under load: how long nothing ends.", _failover, KILLS, 1, is_long=True),
     Entry(
         "executions", "A million finished, 100,000 waiting: weight and reads.", _executions, FINISHED, 1, is_long=True
     ),

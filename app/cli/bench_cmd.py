@@ -31,6 +31,7 @@ Bootstrap = Annotated[
     typer.Option("--bootstrap", metavar="HOST:PORT", help="The broker to use; without it an embedded one is started."),
 ]
 Seconds = Annotated[int, typer.Option("--seconds", min=1, max=3600, help="How long to send at each load.")]
+Kills = Annotated[int | None, typer.Option("--kills", min=1, max=1000, help="How many engines to kill, by turns.")]
 TriggerSeconds = Annotated[int, typer.Option("--seconds", min=1, max=3600, help="How long to start executions.")]
 
 
@@ -179,6 +180,18 @@ def executions(
     _one("executions", json_file, None, records, None, _broker(bootstrap, config, flags))
 
 
+@app.command("failover")
+def failover(
+    json_file: JsonFile = None,
+    records: Kills = None,
+    bootstrap: Bootstrap = None,
+    config: ConfigFile = None,
+    flags: SetFlags = None,
+) -> None:
+    """SIGKILL of an engine under 500 executions/s: the gap in completions; a plot in bench-results/failover.png."""
+    _one("failover", json_file, None, records, None, _broker(bootstrap, config, flags))
+
+
 @app.command("all")
 def everything(
     output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Folder of the JSON files.")] = Path(
@@ -189,7 +202,7 @@ def everything(
     config: ConfigFile = None,
     flags: SetFlags = None,
 ) -> None:
-    """Every benchmark on one broker but the longest (`executions`), about a quarter of an hour; one JSON file each."""
+    """Every benchmark on one broker but `executions` and `failover`, about twenty minutes; one JSON file each."""
     from app.bench.suite import SUITE  # noqa: PLC0415 - `--help` must not wait for Kafka clients
 
     entries = tuple(entry for entry in SUITE if not entry.is_long)
