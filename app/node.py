@@ -43,12 +43,18 @@ TELL_INTERVAL_S: Final = 1.0
 ANYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - addresses to compare with
 
 
-def node_id_of(settings: Settings) -> str:
-    """The name of this node: the settings', or one that stays the same for a data folder of this host."""
+def node_id_of(settings: Settings, roles: Sequence[str]) -> str:
+    """The name of this node: the settings', or one of its own on this host that stays the same from start to start.
+
+    Several workers may share a folder, such as an API beside an engine: what tells them apart are roles and ports, and
+    where a port is any free one, the process.
+    """
     if settings.cluster.node_id:
         return settings.cluster.node_id
     folder = str(Path(settings.tables.directory).expanduser().absolute())
-    return f"{socket.gethostname()}-{hashlib.blake2s(folder.encode(), digest_size=4).hexdigest()}"
+    ports = [settings.health.port or f"process {os.getpid()}", settings.http.port if "api-gateway" in roles else ""]
+    named = "\x1f".join(map(str, [folder, *sorted(roles), *ports]))
+    return f"{socket.gethostname()}-{hashlib.blake2s(named.encode(), digest_size=4).hexdigest()}"
 
 
 def patience_of(settings: ClusterSettings) -> Patience:
@@ -94,7 +100,7 @@ class Node:
         self._told_s: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
         self.failure: BaseException | None = None
-        self.node_id = node_id_of(plan.settings)
+        self.node_id = node_id_of(plan.settings, plan.roles)
 
     # ---- what others call, in any thread ----
 

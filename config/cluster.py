@@ -17,7 +17,8 @@ class ClusterSettings(Section):
         "",
         max_length=200,
         pattern=r"^[A-Za-z0-9._-]*$",
-        description="Name of this node, its own in the cluster; empty: made of the host's name and the data folder.",
+        description="Name of this node, its own in the cluster; empty: made of the host's name, the data folder, roles"
+        " and ports.",
     )
     beat_interval_ms: int = setting(
         100, ge=10, le=10_000, unit="ms", description="Between two beats of a process or of a node."
