@@ -386,7 +386,9 @@ class Stage:
     def ended(self, worker: _Worker, error: BaseException) -> None:
         """A worker has ended: `Fenced`, its partition waits to be given out anew; else the stage has failed."""
         if self._workers.get(worker.partition) is not worker:
-            return  # it was given up, and what it still did does not count
+            # It was given up; what it held comes again to the partition's owner.
+            log.warning("%s failed while it stopped: %s", self.name, error, extra={"action": "stage_failed"})
+            return
         if not isinstance(error, Fenced) or self.ask_anew is None:
             self.fail(error)
             return

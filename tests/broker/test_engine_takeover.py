@@ -75,3 +75,26 @@ async def test_what_a_killed_engine_had_in_hand_the_next_one_brings_to_its_end(
                 state = await log.ended(one)
                 assert (state.status, state.result) == ("succeeded", 5)
                 assert len(log.histories[one]) == before[one] + 4
+
+
+async def test_a_node_that_stood_by_takes_over_with_tables_that_are_warm(
+    topics: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="tables.restore")
+    lines, naps = ([f"{uuid.uuid4()}" for _ in range(count)] for count in (60, 5))
+    known = KnownWorkflows(*FLOWS)
+    async with (
+        book(topics) as log,
+        other_engine(topics, tmp_path / "one") as process,
+        coordinator(settings(topics, tmp_path / "two"), known, ObedientExecutor(1_000)),
+    ):
+        await log.tell(*(started("nap", one) for one in naps))
+        for one in naps:
+            await log.seen(one, lambda events: any(isinstance(e, WaitStarted) for e in events), "it waits")
+        await log.tell(*(started("line", one, {"n": n}) for n, one in enumerate(lines)))
+        caplog.clear()
+        process.kill()
+        await process.wait()
+        for one in [*lines, *naps]:
+            assert (await log.ended(one)).status == "succeeded"
+    assert "which were kept warm" in caplog.text

@@ -73,6 +73,7 @@ async def apply(tables: TablePartition, output: str, upto: int) -> None:
         changes.outputs = [record._replace(topic=output) for record in changes.outputs]
         written = tables.write(changes, INPUT, first + count - 1, timestamp_ms=now_ms())
         await tables.settle(written, timestamp_ms=now_ms())
+        await tables.deliver(timestamp_ms=now_ms())
 
 
 async def work(

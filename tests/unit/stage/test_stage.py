@@ -2,8 +2,14 @@
 
 import asyncio
 
-from app.errors import PublishFailed
+import pytest
+
+from agents import stage
+from app.errors import Fenced, PublishFailed
+from app.ports import OutRecord
+from tables.changelog import CLAIM, claim_value
 from tests.helpers.stages import Scene, StageBatch, until
+from tests.helpers.tables import CHANGELOG, T0_MS
 
 
 async def test_a_busy_partition_ticks_too() -> None:
@@ -92,4 +98,37 @@ async def test_a_kept_partition_goes_on_and_a_lost_one_is_closed() -> None:
     scene.stage.feed(stranger := StageBatch(1))
     assert not stranger.acks
     assert not scene.stage.failed.done()
+    await scene.stage.close()
+
+
+async def test_a_fenced_partition_is_asked_for_anew_and_opened_again_and_the_stage_lives_on() -> None:
+    scene = Scene()
+    asked: list[int] = []
+    scene.stage.ask_anew = lambda: asked.append(1)
+    await scene.begin()
+    scene.log.append(OutRecord(CHANGELOG, CLAIM, claim_value(), T0_MS, (), 0))  # another owner was here
+    lost = StageBatch(0)
+    scene.stage.feed(lost)
+    await until(lambda: bool(asked))
+    assert not scene.stage.ready
+    assert (lost.acks, scene.stage.failed.done()) == (0, False)
+    await scene.stage.revoked([0])
+    await scene.stage.assigned([0], kept=True)
+    await until(lambda: scene.stage.ready)
+    again = StageBatch(0, 2)
+    scene.stage.feed(again)
+    await until(lambda: bool(again.acks))
+    assert asked == [1]
+    await scene.stage.close()
+
+
+async def test_a_fenced_partition_that_nobody_gives_out_again_fails_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "FENCED_PATIENCE_S", 0.01)
+    scene = Scene()
+    scene.stage.ask_anew = lambda: None
+    await scene.begin()
+    scene.log.append(OutRecord(CHANGELOG, CLAIM, claim_value(), T0_MS, (), 0))
+    scene.stage.feed(StageBatch(0))
+    await until(scene.stage.failed.done)
+    assert isinstance(scene.stage.failed.exception(), Fenced)
     await scene.stage.close()
