@@ -1,120 +1,144 @@
-"""Time to restore one partition's tables: from the changelog alone, and with the folder still there.
+"""`bench restore`: time until one partition's tables are open: from the changelog alone, from the disk, kept warm."""
 
-    python -m app.bench.restore [--rows 1000000] [--row-bytes 300] [--updates 1] [--bootstrap HOST:PORT]
-
-Without a broker an embedded one is started. The figures are those of one run.
-"""
-
-import argparse
 import asyncio
-import contextlib
-import json
 import resource
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from statistics import median
 
+from app.adapters.changelog_follower import KafkaChangelogFollower
 from app.adapters.changelog_reader import KafkaChangelogReader
-from app.adapters.embedded import EmbeddedKafka
 from app.adapters.producer import BatchProducer, ProducerLimits
 from app.adapters.rocks import RocksFolder, RocksLimits
 from app.adapters.topics_admin import delete_topics, ensure_topics
-from config.embedded import EmbeddedSettings
+from app.bench.broker import BenchBroker
+from app.bench.child import SideFailed
+from app.bench.environments import Say
+from app.bench.result import Result, Run
+from app.bench.series import machine
+from app.bench.side import OURS, Progress
+from config.kafka import KafkaSettings
 from config.topics import changelog
-from tables.partition import Changes, TablePartition
-from tables.restore import Place, Restored, open_partition
+from tables.partition import Changes, SingleTrip, TablePartition
+from tables.restore import Opening, Place, Restored, open_partition
+from tables.standby import Standbys
 
+ROWS = 1_000_000
+ROW_BYTES = 300
+WARM_TIMEOUT_S = 300.0
+PROMISES = {"cold_s": 30}
 ROWS_A_TRANSACTION = 5_000
 UNDER_WAY = 4
-
-
-@contextlib.asynccontextmanager
-async def broker_of(bootstrap: str) -> AsyncIterator[str]:
-    """The given broker, or one of its own that leaves nothing behind."""
-    if bootstrap:
-        yield bootstrap
-        return
-    with tempfile.TemporaryDirectory(prefix="headrace-bench-kafka-") as folder:
-        async with EmbeddedKafka(EmbeddedSettings(port=0, data_dir=folder)) as kafka:
-            yield kafka.bootstrap
 
 
 def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-async def fill(tables: TablePartition, rows: int, row_bytes: int, updates: int) -> float:
-    """Write every row `updates` times, some transactions under way at a time; rows a second."""
+async def fill(tables: TablePartition, rows: int, row_bytes: int) -> float:
+    """Write every row, some transactions under way at a time; rows a second."""
     began = time.perf_counter()
     settling: set[asyncio.Task[None]] = set()
-    for update in range(updates):
-        for first in range(0, rows, ROWS_A_TRANSACTION):
-            value = b"%08d" % update + b"x" * (row_bytes - 8)
-            changes = Changes({b"d%09d" % key: value for key in range(first, min(rows, first + ROWS_A_TRANSACTION))})
-            written = tables.write(changes, "input", update * rows + first, timestamp_ms=now_ms())
-            settling.add(asyncio.create_task(tables.settle(written, timestamp_ms=now_ms())))
-            if len(settling) >= UNDER_WAY:
-                done, settling = await asyncio.wait(settling, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+    for first in range(0, rows, ROWS_A_TRANSACTION):
+        value = b"x" * row_bytes
+        changes = Changes({b"d%09d" % key: value for key in range(first, min(rows, first + ROWS_A_TRANSACTION))})
+        written = tables.write(changes, "input", first, timestamp_ms=now_ms())
+        settling.add(asyncio.create_task(tables.settle(written, timestamp_ms=now_ms())))
+        if len(settling) >= UNDER_WAY:
+            done, settling = await asyncio.wait(settling, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
     await asyncio.gather(*settling)
-    return rows * updates / (time.perf_counter() - began)
+    return rows / (time.perf_counter() - began)
 
 
-async def measure(bootstrap: str, rows: int, row_bytes: int, updates: int) -> dict[str, Any]:
-    """Fill, close, and open again: the same folder, then an empty one."""
-    stage = f"bench-{uuid.uuid4().hex[:8]}"
-    spec = changelog(stage)
-    folder, reader = RocksFolder(RocksLimits()), KafkaChangelogReader(bootstrap)
+async def bench_restore(broker: BenchBroker, rows: int, runs: int, say: Say, progress: Progress) -> Result:
+    """Fill, close, and open again: the same folder, an empty one, and one that a standby has kept warm."""
+    done: list[Run] = []
+    for number in range(runs):
+        progress("restoring", number, runs)
+        value = await _once(broker, rows)
+        done.append(Run(number, OURS, value, {"rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}))
+        say(f"run {number + 1}/{runs}: " + ", ".join(f"{name} {figure:g}" for name, figure in value.items()))
+    values = [run.value for run in done if isinstance(run.value, dict)]
+    ours = {name: median(value[name] for value in values) for name in values[0]}
+    settings = {
+        **machine(),
+        "rows": rows,
+        "row_bytes": ROW_BYTES,
+        "measured": "one partition, from the claim on the changelog to the first transaction that counts",
+        "promises": PROMISES,
+        **await broker.facts(),
+    }
+    return Result("restore", "s", ours, {}, settings, tuple(done))
+
+
+async def _once(broker: BenchBroker, rows: int) -> dict[str, float]:
+    bootstrap = broker.bootstrap_servers
+    spec = changelog(f"bench-{uuid.uuid4().hex[:8]}")
+    folder, reader = RocksFolder(RocksLimits()), KafkaChangelogReader(bootstrap, spare=1)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-tables-") as where:
+
+        def place(name: str) -> Place:
+            return Place(Path(where) / name, spec.name, 0)
+
         async with BatchProducer(ProducerLimits(bootstrap, batch_records=4_000)) as producer:
 
-            async def opened(name: str) -> tuple[TablePartition, Restored]:
-                place = Place(Path(where) / name, spec.name, 0)
-                return await open_partition(place, folder, reader, producer, lambda: True, now_ms)
+            async def opened(name: str, warm: Opening | None = None) -> tuple[TablePartition, Restored]:
+                return await open_partition(
+                    place(name), folder, reader, producer, lambda: True, now_ms, single_trip=SingleTrip(), warm=warm
+                )
 
-            await ensure_topics(bootstrap, [spec])
+            await ensure_topics(bootstrap, [spec], KafkaSettings(partitions=1))
             try:
                 tables, _ = await opened("first")
-                written_a_s = await fill(tables, rows, row_bytes, updates)
+                written_a_s = await fill(tables, rows, ROW_BYTES)
                 tables.close()
                 tables, same = await opened("first")
                 tables.close()
-                tables, other = await opened("second")
+                tables, cold = await opened("second")
                 count = sum(1 for _ in tables.range(b"", b"\xff"))
                 tables.close()
+                warm = await _warm_restore(
+                    bootstrap, spec.name, place("third"), folder, lambda one: opened("third", one)
+                )
             finally:
+                await reader.close()
                 await delete_topics(bootstrap, [spec.name])
-    assert count == rows, "a restore that misses rows is no figure"
+    if count != rows:
+        raise SideFailed(f"{rows:,} rows were written and {count:,} restored")
     return {
-        "rows": rows,
-        "row_bytes": row_bytes,
-        "updates": updates,
-        "write_rows_per_s": round(written_a_s),
+        "cold_s": round(cold.seconds, 3),
         "same_folder_s": round(same.seconds, 3),
-        "from_changelog_s": round(other.seconds, 3),
-        "from_changelog_records_per_s": round(other.records / other.seconds),
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "warm_s": round(warm.seconds, 3),
+        "cold_rows_per_s": round(cold.records / cold.seconds),
+        "write_rows_per_s": round(written_a_s),
     }
 
 
-async def run(options: argparse.Namespace) -> None:
-    async with broker_of(options.bootstrap) as bootstrap:
-        print(json.dumps(await measure(bootstrap, options.rows, options.row_bytes, options.updates), indent=2))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the options, measure and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--row-bytes", type=int, default=300)
-    parser.add_argument("--updates", type=int, default=1)
-    parser.add_argument("--bootstrap", default="")
-    asyncio.run(run(parser.parse_args(arguments)))
-
-
-if __name__ == "__main__":
-    main()
+async def _warm_restore(
+    bootstrap: str,
+    topic: str,
+    place: Place,
+    folder: RocksFolder,
+    opened: Callable[[Opening | None], Awaitable[tuple[TablePartition, Restored]]],
+) -> Restored:
+    """Follow until nothing is behind, then take over."""
+    async with KafkaChangelogFollower(bootstrap, topic) as follower:
+        standbys = Standbys(lambda _: place, folder, follower, now_ms)
+        standbys.keep({0})
+        following = asyncio.create_task(standbys.run())
+        try:
+            async with asyncio.timeout(WARM_TIMEOUT_S):
+                while standbys.behind(0) != 0:  # noqa: ASYNC110 - the standby tells nobody
+                    await asyncio.sleep(0.05)
+            tables, restored = await opened(standbys.take(0))
+            tables.close()
+            return restored
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            standbys.close()

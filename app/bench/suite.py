@@ -15,6 +15,8 @@ from app.bench.executions import FINISHED, bench_executions
 from app.bench.failover import KILLS, bench_failover
 from app.bench.processing import bench_rollup, bench_transform
 from app.bench.producing import bench_batch_vs_single, bench_producer
+from app.bench.restore import ROWS as RESTORE_ROWS
+from app.bench.restore import bench_restore
 from app.bench.result import Result
 from app.bench.send_latency import SECONDS, bench_send_latency
 from app.bench.side import Effort, Progress
@@ -83,6 +85,10 @@ async def _failover(broker: BenchBroker, effort: Effort, say: Say, progress: Pro
     return await bench_failover(broker, effort.records, say, progress, plot=Path("bench-results/failover.png"))
 
 
+async def _restore(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    return await bench_restore(broker, effort.records, effort.runs, say, progress)
+
+
 SUITE: tuple[Entry, ...] = (
     Entry("producer", "Records sent and acknowledged a second.", _producer, 1_000_000),
     Entry(
@@ -98,6 +104,7 @@ SUITE: tuple[Entry, ...] = (
         "trigger", "HTTP starts at several rates, open loop, and the most there can be.", _trigger, TRIGGER_SECONDS, 1
     ),
     Entry("timers", "A thousand durable timers due each second: how late they fire.", _timers, TIMER_SECONDS, 1),
+    Entry("restore", "A million rows opened: cold, from disk, kept warm.", _restore, RESTORE_ROWS, 1),
     Entry("failover", "SIGKILL of an engine under load: how long nothing ends.", _failover, KILLS, 1, is_long=True),
     Entry(
         "executions", "A million finished, 100,000 waiting: weight and reads.", _executions, FINISHED, 1, is_long=True

@@ -180,6 +180,19 @@ def executions(
     _one("executions", json_file, None, records, None, _broker(bootstrap, config, flags))
 
 
+@app.command("restore")
+def restore(
+    json_file: JsonFile = None,
+    runs: Runs = None,
+    records: Records = None,
+    bootstrap: Bootstrap = None,
+    config: ConfigFile = None,
+    flags: SetFlags = None,
+) -> None:
+    """Tables of a million rows (--records) opened: from the changelog alone, from their disk, and kept warm."""
+    _one("restore", json_file, runs, records, None, _broker(bootstrap, config, flags))
+
+
 @app.command("failover")
 def failover(
     json_file: JsonFile = None,
