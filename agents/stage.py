@@ -32,6 +32,9 @@ EARLY_TURNS: Final = 3
 UNDELIVERED: Final = 48
 # A partition that is nobody's: the group has been asked, and answers in well under a second.
 FENCED_PATIENCE_S: Final = 20.0
+# More often than this, somebody else goes on writing: the process starts anew, and says so.
+FENCES: Final = 5
+FENCES_WITHIN_S: Final = 60.0
 
 
 class StageBatch(Protocol):
@@ -354,6 +357,7 @@ class Stage:
         self.transactions = transactions
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ask_anew: Callable[[], None] | None = None
+        self._fences: dict[int, list[float]] = {}
         self._workers: dict[int, _Worker] = {}
 
     @property
@@ -393,6 +397,12 @@ class Stage:
             self.fail(error)
             return
         if worker.fenced:
+            return
+        now_s = self.clock.monotonic_s()
+        recent = [at_s for at_s in self._fences.get(worker.partition, ()) if now_s - at_s < FENCES_WITHIN_S]
+        self._fences[worker.partition] = [*recent, now_s]
+        if len(recent) >= FENCES:
+            self.fail(error)
             return
         worker.fenced = worker.suspended = True
         log.warning(

@@ -127,7 +127,8 @@ class Replay:
     @property
     def settled(self) -> bool:
         """Whether everything that was fed counts and is delivered: nothing of it need be read again."""
-        return not (self._waiting or self._disputed or self._outboxes) and self.spilled <= self.marked
+        unsettled = self._waiting or self._disputed or self._outboxes or self.spilled > self.marked
+        return not unsettled and self.claimed <= self.marked.epoch
 
     @property
     def ahead(self) -> bool:

@@ -72,8 +72,7 @@ class ChangelogPublisher(Publisher, Protocol):
 class SingleTrip:
     """A transaction whose outputs take at most `bytes` settles in one trip, `slots` undelivered ones at once.
 
-    Needs a publisher that is idempotent. Compaction leaves the outboxes of the last `slots` transactions. Larger
-    transactions come when many wait, and then bytes written twice cost more (8 % of the engine) than a second trip.
+    Needs a publisher that is idempotent. Compaction leaves the outboxes of the last `slots` transactions.
     """
 
     bytes: int = 32_768
@@ -237,6 +236,8 @@ class TablePartition:
         """
         number = written.number
         async with self._turns:
+            if self._broken is not None:
+                self._check_alone()
             one_trip = self._in_one_trip(written)
             if not one_trip:
                 await self._until_delivered(timestamp_ms)
@@ -251,7 +252,8 @@ class TablePartition:
                 self._delivered_all(self._deliverable(empty=True), timestamp_ms)
             return
         done = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._next_out = number + 1
+        # Of two in two trips the later one may be acknowledged first.
+        self._next_out = max(self._next_out, number + 1)
         self._finish(number)
         self._mark_what_waits(timestamp_ms)
         await done
@@ -259,8 +261,8 @@ class TablePartition:
     async def deliver(self, *, timestamp_ms: int) -> None:
         """(2c): send the outputs of what has settled, and return when they are acknowledged.
 
-        Whoever settled something calls it next; what waits for an earlier transaction goes out with that one. Raises
-        as `settle`; what never went out is sent by the next owner.
+        Whoever settled something calls it next; what has to wait for an earlier transaction goes out with that one,
+        and is not waited for here. Raises as `settle`; what never went out is sent by the next owner.
         """
         ready = self._deliverable()
         outputs = [output for written in ready for output in written.outputs]
@@ -379,7 +381,8 @@ class TablePartition:
     def _trail(self, timestamp_ms: int) -> None:
         """Nothing more was written: tell that all is delivered, so that the next owner sends nothing again."""
         self._trailing = None
-        if self._marking is None and self._broken is None and not self.closed and self._begun == self._delivered:
+        quiet = self._marking is None and self._begun == self._delivered
+        if quiet and self._broken is None and self.is_owned:
             name = f"marker {self.changelog}-{self.partition}"
             self._marking = asyncio.create_task(self._mark(timestamp_ms), name=name)
 

@@ -234,13 +234,13 @@ class Opening:
             extra={"action": "table_emptied"},
         )
         self.close()
-        self.folder.empty(self.place.path)
-        self._store = self.folder.open(self.place.path)
         # What counts was found by the first reading, if it came to its end; a second needs not wait for it.
         self.disk = Meta()
         self.next = 0
         self.replay = Replay(last=self._last_marked, waiting_rows=self.replay.waiting_rows)
         self._last_marked = None
+        self.folder.empty(self.place.path)
+        self._store = self.folder.open(self.place.path)
 
     def doubts(self, now_ms: int) -> str | None:
         """(4): a reason why the disk cannot become what the changelog says, or None."""
@@ -265,13 +265,13 @@ class Opening:
         self.records += len(records)
         self.rows += len(counted)
 
-    def remember(self, now_ms: int) -> bool:
+    def remember(self) -> bool:
         """Let a crash begin again from here; False when something that was fed would have to be read again."""
         replay = self.replay
         if not (replay.ahead and replay.settled):
             return False
         number = replay.marked.number
-        meta = Meta(replay.marked.epoch, number, number, self.next, now_ms, dict(replay.applied), number)
+        meta = Meta(replay.marked.epoch, number, number, self.next, self._trusted_ms, dict(replay.applied), number)
         # What this disk once had to send was sent, or overruled, by those who owned the partition since.
         pending: list[tuple[bytes, bytes | None]] = [(key, None) for key, _ in self.store.range(PENDING, PENDING_END)]
         self.store.write([*pending, (META, meta.to_bytes())])

@@ -68,6 +68,7 @@ class Standbys:
         """
         for partition in [p for p in self._kept if p not in partitions]:
             self._kept.pop(partition).close()
+            self._forget(partition)
         for partition in sorted(partitions):
             if partition not in self._kept:
                 self._open(partition)
@@ -77,6 +78,7 @@ class Standbys:
         """Hand a partition's tables over to who owns it from now on; None when they are not warm."""
         opening = self._kept.pop(partition, None)
         if opening is not None:
+            self._forget(partition)
             self._follow()
         return opening
 
@@ -89,6 +91,8 @@ class Standbys:
                 continue
             for followed in await self._follower.poll():
                 self.feed(followed)
+                if self._changed.is_set():
+                    break  # the rest of this poll is fetched again, from where each partition is
 
     def close(self) -> None:
         """Let go of every folder."""
@@ -122,13 +126,19 @@ class Standbys:
             now_ms = self._now_ms()
             if opening.next >= followed.end:
                 opening.trust(now_ms)
-            if now_ms - self._remembered.get(followed.partition, 0) >= REMEMBER_EVERY_MS and opening.remember(now_ms):
+            if now_ms - self._remembered.get(followed.partition, 0) >= REMEMBER_EVERY_MS and opening.remember():
                 self._remembered[followed.partition] = now_ms
         except EnvironmentError_ as error:
-            if not error.facts.get("damaged"):
-                raise
-            opening.begin_anew(str(error))
-            self._follow()
+            self._let_go(followed.partition, error)
+        except BaseException:
+            self._kept.pop(followed.partition).close()  # half of what it was fed may be in it: nobody is to have it
+            raise
+
+    def _let_go(self, partition: int, error: EnvironmentError_) -> None:
+        """Its store is as it was before what it was fed: from the next assignment on it may be followed again."""
+        self._kept.pop(partition).close()
+        self._follow()
+        log.warning("%s Its partition is not kept warm.", error, extra={"action": "standby_cold"})
 
     def _take(self, opening: Opening, records: Sequence[InRecord]) -> str | None:
         if records[0].offset < opening.next:
@@ -136,6 +146,10 @@ class Standbys:
         opening.feed(records)
         # Rows without their marker are not held against it: that may still come.
         return None if opening.replay.overrun else opening.doubts(self._now_ms())
+
+    def _forget(self, partition: int) -> None:
+        self._ends.pop(partition, None)
+        self._remembered.pop(partition, None)
 
     def _follow(self) -> None:
         self._follower.follow(self.held())

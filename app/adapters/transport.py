@@ -423,7 +423,7 @@ class Consumer(stock.Consumer):
             self.stop_flow()
             await hand_back(revoked)
         self._handed_back = hand_back is not None
-        await self._on_partitions_revoked(revoked)
+        await self._on_partitions_revoked(revoked)  # it raises nothing: the app crashes instead
         self._handed_back = False
         self._active_partitions.difference_update(revoked)
         self._paused_partitions.difference_update(revoked)

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 LOCK_PATIENCE_S: Final = 10.0
 LOCK_RETRY_S: Final = 0.05
 WARMING_LOOK_S: Final = 0.25
+# Asked for well before the limit of being given: more comes while the group goes round. And not all the time.
+ASK_AT_RECORDS: Final = NEAR_RECORDS // 4
+ASK_PAUSE_S: Final = 5.0
 
 T = TypeVar("T")
 
@@ -64,6 +67,7 @@ class StageTables:
         # Without idempotence a batch may overtake the one before it that was refused.
         self._single_trip = SingleTrip(written.max_request_bytes // 2) if written.idempotence else None
         self._owned: dict[int, TablePartition] = {}
+        self.following: asyncio.Task[None] | None = None
         self.standbys = Standbys(self._place, self._folder, follower, context.clock.now_ms)
 
     # ---- what the group asks, from another thread ----
@@ -113,7 +117,7 @@ class StageTables:
     def are_near(self, partitions: Collection[int]) -> bool:
         """Whether the tables of all these are warm enough to be given to this member."""
         behind = [self.standbys.behind(partition) for partition in partitions]
-        return all(records is not None and records <= NEAR_RECORDS for records in behind)
+        return all(records is not None and records <= ASK_AT_RECORDS for records in behind)
 
     def _place(self, partition: int) -> Place:
         folder = Path(self._context.settings.tables.directory) / self._stage / str(partition)
@@ -146,14 +150,14 @@ async def stage_tables(
     reader = KafkaChangelogReader(context.bootstrap, batch, spare=2, **security)
     async with KafkaChangelogFollower(context.bootstrap, changelog.name, **security) as follower:
         tables = StageTables(context, producer, lease, topic, changelog, follower, reader)
-        following = asyncio.create_task(tables.standbys.run(), name=f"standbys of {changelog.name}")
+        tables.following = asyncio.create_task(tables.standbys.run(), name=f"standbys of {changelog.name}")
         try:
             await reader.prepare()
             tables.keep_what_is_there()
             yield tables
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            tables.following.cancel()
+            await asyncio.gather(tables.following, return_exceptions=True)
             tables.standbys.close()
             await reader.close()
 
@@ -204,10 +208,16 @@ def follow_assignment(app: App, topic: str, stage: Stage, lease: Lease, tables: 
 
 
 async def ask_when_near(app: App, tables: StageTables) -> None:
-    """Ask the group for another round once the tables are near that it waits for; once a round."""
+    """Ask the group for another round once the tables are near that it waits for; once a round.
+
+    Raises what ended the standbys: a bug, which ends the process.
+    """
     asked = None
     while True:
-        await asyncio.sleep(WARMING_LOOK_S)
+        assert tables.following is not None, "stage_tables() starts it"
+        await asyncio.wait({tables.following}, timeout=WARMING_LOOK_S)
+        if tables.following.done():
+            tables.following.result()
         warming = app.seat.warming
         if warming and (app.consumer_generation_id, warming) != asked and tables.are_near(warming):
             asked = (app.consumer_generation_id, warming)
@@ -217,3 +227,4 @@ async def ask_when_near(app: App, tables: StageTables) -> None:
                 extra={"action": "cluster_event", "event": "warmed", "partitions": list(warming)},
             )
             app.ask_for_round()
+            await asyncio.sleep(ASK_PAUSE_S)

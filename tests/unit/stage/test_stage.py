@@ -132,3 +132,20 @@ async def test_a_fenced_partition_that_nobody_gives_out_again_fails_the_stage(mo
     await until(scene.stage.failed.done)
     assert isinstance(scene.stage.failed.exception(), Fenced)
     await scene.stage.close()
+
+
+async def test_a_partition_that_is_fenced_again_and_again_fails_the_stage() -> None:
+    scene = Scene()
+    asked: list[int] = []
+    scene.stage.ask_anew = lambda: asked.append(1)
+    await scene.begin()
+    for offset in range(stage.FENCES + 1):
+        scene.log.append(OutRecord(CHANGELOG, CLAIM, claim_value(), T0_MS, (), 0))
+        scene.stage.feed(StageBatch(offset))
+        before = len(asked)
+        await until(lambda before=before: len(asked) > before or scene.stage.failed.done())  # type: ignore[misc]
+        await scene.stage.assigned([0], kept=True)
+        await until(lambda: scene.stage.ready or scene.stage.failed.done())
+    assert isinstance(scene.stage.failed.exception(), Fenced)
+    assert len(asked) == stage.FENCES
+    await scene.stage.close()
