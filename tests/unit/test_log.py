@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.errors import NotLeaderForPartitionError, UnknownError
 
 from app.actions import ACTIONS, ALWAYS_KEPT
 from app.errors import EnvironmentError_
@@ -205,3 +206,11 @@ def test_kafkas_client_says_the_same_once_a_minute_and_how_often_it_was_left_out
     assert later.__dict__["repeated"] == 59
     assert repeats.filter(record("aiokafka.client", 900.0, 1)), "a clock that was put back silences nobody"
     assert all(repeats.filter(record("app.node", 1000.0, 1)) for _ in range(3)), "what we say ourselves is kept"
+
+
+def test_what_kafkas_client_tries_again_by_itself_is_a_warning() -> None:
+    stream = installed()
+    client = logging.getLogger("aiokafka.consumer.fetcher")
+    client.error("Failed fetch offsets from %s: %s", 1, NotLeaderForPartitionError())
+    client.error("Unexpected: %s", UnknownError())
+    assert [line["level"] for line in lines(stream)] == ["WARNING", "ERROR"]
