@@ -1,13 +1,20 @@
 """Finds free ports on loopback and names who holds a taken one."""
 
+import random
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Final
 
 import psutil
 
 from app.adapters.embedded.kraft import HOST
 from app.errors import EnvironmentError_
+
+# Below the range that Linux gives to outgoing connections (32768 and up). In it, whoever tries to reach a broker that is
+# down may be given its very port to call from, and hold it when the broker starts again.
+FREE: Final = range(20_000, 32_000)
+TRIES: Final = 200
 
 
 def choose_ports(wanted: Sequence[tuple[int, str]]) -> list[int]:
@@ -19,7 +26,10 @@ def choose_ports(wanted: Sequence[tuple[int, str]]) -> list[int]:
             # As Java binds: connections of a broker that stopped a moment ago do not count.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((HOST, port))
+                if port == 0:
+                    _bind_free(listener)
+                else:
+                    listener.bind((HOST, port))
                 listener.listen(1)
             except PermissionError as error:
                 raise EnvironmentError_(f"Port {port} is reserved; set {setting} to one above 1023.") from error
@@ -31,6 +41,17 @@ def choose_ports(wanted: Sequence[tuple[int, str]]) -> list[int]:
                 ) from error
             chosen.append(listener.getsockname()[1])
     return chosen
+
+
+def _bind_free(listener: socket.socket) -> None:
+    """To a port of `FREE` by chance, since others choose at the same time; to any where that finds none."""
+    for _ in range(TRIES):
+        try:
+            listener.bind((HOST, random.choice(FREE)))  # noqa: S311 - nobody is to be surprised
+        except OSError:
+            continue
+        return
+    listener.bind((HOST, 0))
 
 
 def _variable(setting: str) -> str:

@@ -17,7 +17,7 @@ from app.adapters.embedded.archive import SharedArchive
 from app.adapters.embedded.cache import FolderLock, cache_folder
 from app.adapters.embedded.java import Java
 from app.adapters.embedded.kraft import NodePlan
-from app.adapters.embedded.ports import choose_ports
+from app.adapters.embedded.ports import FREE, choose_ports
 from app.errors import EnvironmentError_
 from config.embedded import EmbeddedSettings
 
@@ -146,3 +146,7 @@ def test_program_tied_by_signal_ends_with_its_starter() -> None:
         starter.wait()
     psutil.wait_procs([tied], timeout=PATIENCE_S)
     assert not tied.is_running() or tied.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_to_outgoing_connections() -> None:
+    assert all(port in FREE for port in choose_ports([(0, "embedded.port")] * 20))
