@@ -11,8 +11,8 @@ import psutil
 from app.adapters.embedded.kraft import HOST
 from app.errors import EnvironmentError_
 
-# Below the range that Linux gives to outgoing connections (32768 and up). In it, whoever tries to reach a broker that is
-# down may be given its very port to call from, and hold it when the broker starts again.
+# Below the range that Linux gives to outgoing connections (32768 and up). In it, whoever tries to reach a broker that
+# is down may be given its very port to call from, and hold it when the broker starts again.
 FREE: Final = range(20_000, 32_000)
 TRIES: Final = 200
 
