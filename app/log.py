@@ -94,7 +94,7 @@ class Repeats(logging.Filter):
     """Lets Kafka's client say the same thing once a minute: without brokers it says it two hundred times a second.
 
     The next record of the kind tells how often it was left out (`repeated`). Our own lines say what is wrong, once.
-    What the client calls an error and tries again by itself is a warning.
+    What the client calls an error and tries again by itself is no more than information.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,9 @@ class Repeats(logging.Filter):
             return True
         if record.levelno == logging.ERROR and any(getattr(each, "retriable", False) for each in record.args or ()):
             # Such as the leader of a topic that was made a moment ago: the client tries again by itself.
-            record.levelno, record.levelname = logging.WARNING, "WARNING"
+            record.levelno, record.levelname = logging.INFO, "INFO"
+            if logging.getLogger().level > logging.INFO:
+                return False
         what = (record.name, record.levelno, str(record.msg))
         known = self._said.get(what)
         if known is not None and 0 <= record.created - known[0] < REPEAT_INTERVAL_S:

@@ -135,7 +135,13 @@ async def ensure_topics(
         if missing:
             await _create(admin, missing, settings)
             await _await_leaders(admin, [spec.name for spec in missing])
-        return await _with_configs(admin, names)
+        states = await _with_configs(admin, names)
+        deadline = time.monotonic() + settings.request_timeout_ms / 1000
+        while len(states) < len(names) and time.monotonic() < deadline:
+            # Another broker than the one that led the creation may hear of it a moment later.
+            await asyncio.sleep(_BACKOFF_FIRST_S)
+            states = await _with_configs(admin, names)
+        return states
 
     found = {state.name: state for state in await _ask(bootstrap, settings, work)}
     return [difference for spec in specs for difference in compare(spec, found[spec.name], settings)]

@@ -208,9 +208,9 @@ def test_kafkas_client_says_the_same_once_a_minute_and_how_often_it_was_left_out
     assert all(repeats.filter(record("app.node", 1000.0, 1)) for _ in range(3)), "what we say ourselves is kept"
 
 
-def test_what_kafkas_client_tries_again_by_itself_is_a_warning() -> None:
+def test_what_kafkas_client_tries_again_by_itself_is_no_error() -> None:
     stream = installed()
     client = logging.getLogger("aiokafka.consumer.fetcher")
     client.error("Failed fetch offsets from %s: %s", 1, NotLeaderForPartitionError())
     client.error("Unexpected: %s", UnknownError())
-    assert [line["level"] for line in lines(stream)] == ["WARNING", "ERROR"]
+    assert [line["level"] for line in lines(stream)] == ["INFO", "ERROR"]
