@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: run test check bench chaos chaos-mutants lock clean help
+.PHONY: run test unit check bench chaos chaos-mutants lock clean help
 BIN := .venv/bin
 ARGS ?=
 
@@ -10,12 +10,15 @@ run: .venv/.runtime ## Start Kafka, the fleet, the pipeline and the API on this 
 test: .venv/.development ## Run all tests, on a real Kafka (ARGS="-k word" for some)
 	@$(BIN)/python -m pytest -m "not bench" $(ARGS)
 
-check: .venv/.development ## Lint, types, import layers, and the tests that need no broker
+unit: .venv/.development ## Run the tests that need no broker
+	@$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+check: .venv/.development ## Lint, types, import layers, sizes, and that generated files are what they should be
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache >.venv/imports.txt 2>&1 || { cat .venv/imports.txt; exit 1; }
-	@$(BIN)/python -m pytest -q tests/repo tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -q tests/repo $(ARGS)
 
 bench: .venv/.development ## Measure against other clients and stream processors
 	@exec $(BIN)/headrace bench all $(ARGS)
