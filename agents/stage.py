@@ -304,13 +304,18 @@ class _Worker:
             await asyncio.wait(self._settling, timeout=timeout_s)
 
     async def hushed(self, timeout_s: float) -> None:
-        """Wait until what is decided so far is written, settled and told."""
+        """Wait until what is decided so far is written, settled and told, for at most `timeout_s` in all.
+
+        The group waits for `kafka.rebalance_timeout_ms` (10 s) and then goes on without this member.
+        """
+        now_s = asyncio.get_running_loop().time
+        until = now_s() + timeout_s
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._written.wait()
-        await self.settled(timeout_s)
+        await self.settled(max(0.0, until - now_s()))
         if self.tables is not None:
-            await self.tables.hush(timeout_s, timestamp_ms=self._stage.clock.now_ms())
+            await self.tables.hush(max(0.0, until - now_s()), timestamp_ms=self._stage.clock.now_ms())
 
     def go_on(self) -> None:
         """The partition stays here."""
