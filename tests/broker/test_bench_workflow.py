@@ -10,6 +10,7 @@ import pytest_asyncio
 from app.adapters.embedded import EmbeddedKafka
 from app.bench.broker import BenchBroker
 from app.bench.engine import TOPICS, Engine
+from app.bench.failover import bench_failover
 from app.bench.side import Effort
 from app.bench.timers import bench_timers
 from app.bench.workflow import DEFINITION, WORKFLOW, bench_workflow
@@ -54,6 +55,16 @@ async def test_timers_are_all_counted_and_none_is_early(bench: BenchBroker) -> N
     result = await bench_timers(bench, 1, 1, quiet, quiet, rate=100)
     (run,) = result.runs
     assert (run.figures["timers"], run.figures["early"]) == (100, 0)
+
+
+async def test_a_killed_engine_loses_nothing_and_the_gap_is_told(bench: BenchBroker, tmp_path: Path) -> None:
+    result = await bench_failover(bench, 1, quiet, quiet, rate=50, plot=tmp_path / "kills.png")
+    (run,) = result.runs
+    assert result.settings["executions"] > 100
+    assert result.settings["ended_twice"] == 0
+    assert isinstance(run.value, dict)
+    assert run.value["gap_ms"] > 0
+    assert (tmp_path / "kills.png").read_bytes().startswith(b"\x89PNG")
 
 
 async def test_a_broker_with_workflows_on_it_is_refused(bench: BenchBroker, tmp_path: Path) -> None:
