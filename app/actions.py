@@ -61,7 +61,8 @@ ACTIONS: dict[str, str] = {
     "partition_fenced": "A partition is another owner's, or may be: it is given up and the group is asked anew.",
     "standby_cold": "Tables that were to be kept warm for another node cannot be opened.",
     "standby_waits": "A changelog cannot be followed for the moment.",
-    "table_emptied": "What the disk held of a table was overruled by another owner; it is read back.",
+    "table_emptied": "What the disk held of a table cannot be trusted or mended; it is read back.",
+    "table_went_back": "Transactions of the disk that another owner overruled were undone.",
     # The producer and the fleet
     "topic_gone": "A topic that was produced to no longer exists.",
     "producer_close": "A Kafka client of the producer failed while it closed.",

@@ -1,9 +1,20 @@
-"""What a disk says of the tables on it."""
+"""What a disk says of the tables on it, and the keys under which it says so."""
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import orjson
+
+META: Final = b"\x01meta"
+PENDING: Final = b"\x02"
+PENDING_END: Final = b"\x03"
+UNDO: Final = b"\x03"
+UNDO_END: Final = b"\x04"
+ROWS: Final = b"\x10"
+ROWS_END: Final = b"\x11"
+_NUMBER: Final = struct.Struct(">Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +45,19 @@ class Meta:
         epoch, number, marked, *rest = orjson.loads(value)
         changelog_next, written_ms, applied, *delivered = rest
         return cls(epoch, number, marked, changelog_next, written_ms, applied, *(delivered or [marked]))
+
+
+def pending_key(number: int) -> bytes:
+    """Where the store keeps the outbox of a transaction."""
+    return PENDING + _NUMBER.pack(number)
+
+
+def undo_key(number: int) -> bytes:
+    """Where the store keeps what the rows of a transaction were before it."""
+    return UNDO + _NUMBER.pack(number)
+
+
+def number_of(key: bytes) -> int:
+    """The transaction of a `pending_key` or `undo_key`."""
+    number: int = _NUMBER.unpack_from(key, 1)[0]
+    return number

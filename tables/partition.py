@@ -7,8 +7,9 @@ The order, which is the guarantee that a crash neither loses nor applies twice:
 (4) only then the caller acknowledges its input range, whose group offset is committed later;
 (5) the pending outputs are forgotten with a later WriteBatch.
 On open: what is on disk and never got its marker is sent again if nothing of another owner counts since,
-and thrown away for the changelog's state if something does. While open, a record of anybody else on the
-changelog partition shows as a hole between our own offsets: the partition is `Fenced`, and opened again.
+and undone if something does, by what (1) also writes: the values before (`tables.undo`). While open, a record of
+anybody else on the changelog partition shows as a hole between our own offsets: the partition is `Fenced`, and
+opened again.
 
 (2) and (3) are two trips to the broker, one after the other. With `SingleTrip` they are one:
 (2a) rows, then the outputs once more as a record of the changelog (the outbox), then the marker go to the
@@ -25,25 +26,20 @@ would make that one count before its outputs are anywhere. The take-over itself 
 """
 
 import asyncio
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from app.errors import Fenced
 from app.ports import OutRecord, Publisher
 from tables.changelog import MARKER, Tag, marker_value, outbox_key, pack_tag
-from tables.meta import Meta
+from tables.meta import META, PENDING, PENDING_END, ROWS, UNDO, UNDO_END, Meta, number_of, pending_key, undo_key
 from tables.outbox import pack_outbox, unpack_outbox
+from tables.undo import pack_undo, unpack_undo
 
-META: Final = b"\x01meta"
-PENDING: Final = b"\x02"
-PENDING_END: Final = b"\x03"
-ROWS: Final = b"\x10"
-ROWS_END: Final = b"\x11"
 # A marker that says nothing but that all is delivered may wait this long for one that is sent anyway.
 TRAILING_S: Final = 0.1
-_NUMBER: Final = struct.Struct(">Q")
 
 
 class Store(Protocol):
@@ -194,20 +190,27 @@ class TablePartition:
             raise Fenced(f"partition {self.partition} of {self.changelog} is no longer owned by this process")
         applied = {**self.applied, topic: offset} if topic is not None else dict(self.applied)
         upto = min(self._marked, self._delivered)
-        forgotten = [_pending_key(done) for done in range(self._forgotten + 1, upto + 1)]
+        forgotten = [key(done) for done in range(self._forgotten + 1, upto + 1) for key in (pending_key, undo_key)]
         written = self._write(changes, applied, forgotten, timestamp_ms)
         self._forgotten = max(self._forgotten, upto)
         return written
 
     def _write(
-        self, changes: Changes, applied: dict[str, int], forgotten: Iterable[bytes], timestamp_ms: int
+        self,
+        changes: Changes,
+        applied: dict[str, int],
+        forgotten: Iterable[bytes],
+        timestamp_ms: int,
+        known_before: Mapping[bytes, bytes | None] = MappingProxyType({}),
     ) -> Transaction:
         number = self._number + 1
         rows = list(self._changelog_records(changes.rows, Tag(self._epoch, number), timestamp_ms))
         pending = pack_outbox(changes.rows, changes.outputs)
         batch: list[tuple[bytes, bytes | None]] = [(ROWS + key, value) for key, value in changes.rows.items()]
         batch.extend((key, None) for key in forgotten)
-        batch.append((_pending_key(number), pending))
+        batch.append((pending_key(number), pending))
+        before = {key: known_before[key] if key in known_before else self.get(key) for key in changes.rows}
+        batch.append((undo_key(number), pack_undo(before)))
         meta = Meta(self._epoch, number, self._marked, self._changelog_next, timestamp_ms, applied, self._delivered)
         batch.append((META, meta.to_bytes()))
         self._store.write(batch)
@@ -453,19 +456,21 @@ class TablePartition:
         `undelivered` are the outboxes on the changelog that count and may not have been sent.
         """
         repaired = Changes(rows={key: self.get(key) for key in disputed})
-        forgotten = []
+        forgotten = [key for key, _ in self._store.range(UNDO, UNDO_END)]
+        before: dict[bytes, bytes | None] = {}  # what they were when the last transaction counted
         for packed in undelivered:
             repaired.outputs += unpack_outbox(packed)[1]
         for key, packed in self._store.range(PENDING, PENDING_END):
             forgotten.append(key)
-            number = _NUMBER.unpack(key[len(PENDING) :])[0]
+            number = number_of(key)
             if resend_after is None or number <= min(resend_after, delivered):
                 continue
             keys, outputs = unpack_outbox(packed)
             repaired.outputs += outputs
             if number > resend_after:
                 repaired.rows.update((row, self.get(row)) for row in keys)
-        written = replace(self._write(repaired, dict(self.applied), forgotten, timestamp_ms), outbox=None)
+                before = unpack_undo(self._store.get(undo_key(number)) or b"") | before
+        written = replace(self._write(repaired, dict(self.applied), forgotten, timestamp_ms, before), outbox=None)
         await self.settle(written, timestamp_ms=timestamp_ms)
 
     def close(self) -> None:
@@ -477,7 +482,3 @@ class TablePartition:
             if self._trailing is not None:
                 self._trailing.cancel()
             self._store.close()
-
-
-def _pending_key(number: int) -> bytes:
-    return PENDING + _NUMBER.pack(number)

@@ -6,7 +6,8 @@
 (3) read the changelog from where the store has not seen it, up to the claim;
 (4) nothing counts that the disk has not: the disk is ahead of the changelog and stays as it is;
     something does, and all of ours counted: its rows are added;
-    something does, and some of ours did not count: the store is emptied and filled from the changelog;
+    something does, and some of ours did not count: those are undone first, or, where the disk does not say how,
+    the store is emptied and filled from the changelog;
 (5) a new epoch begins, in one write: what never counted, or counts and may not have been sent, is sent again,
     what was half written is repaired.
 """
@@ -14,25 +15,16 @@
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
 from app.errors import EnvironmentError_, PublishFailed
 from app.ports import InRecord, OutRecord
 from tables.changelog import CLAIM, WAITING_ROWS, Replay, Tag, claim_value
-from tables.meta import Meta
-from tables.partition import (
-    META,
-    PENDING,
-    PENDING_END,
-    ROWS,
-    ROWS_END,
-    ChangelogPublisher,
-    SingleTrip,
-    Store,
-    TablePartition,
-)
+from tables.meta import META, PENDING, ROWS, ROWS_END, UNDO_END, Meta, pending_key, undo_key
+from tables.partition import ChangelogPublisher, SingleTrip, Store, TablePartition
+from tables.undo import unpack_undo
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +185,10 @@ class Opening:
                     raise
                 reason = str(error)
                 continue
+            reason = None
             self._last_marked = self.replay.marked
+            if self.replay.overruled and self.go_back():
+                continue
             reason = self.doubts(now_ms)
             if reason is None:
                 return emptied
@@ -210,7 +205,11 @@ class Opening:
             if not error.facts.get("damaged"):
                 raise
             return str(error)
-        self.disk = disk = Meta.from_bytes(meta)
+        self._begin_from(Meta.from_bytes(meta))
+        return None
+
+    def _begin_from(self, disk: Meta) -> None:
+        self.disk = disk
         self.next = disk.changelog_next
         self._trusted_ms = disk.written_ms
         self.replay = Replay(
@@ -222,7 +221,6 @@ class Opening:
             applied=dict(disk.applied),
             waiting_rows=self.replay.waiting_rows,
         )
-        return None
 
     def begin_anew(self, reason: str) -> None:
         """Empty the store: everything comes from the changelog."""
@@ -265,6 +263,32 @@ class Opening:
         self.records += len(records)
         self.rows += len(counted)
 
+    def go_back(self) -> bool:
+        """(4): undo what another owner overruled, and read on from before it; False when the disk does not say how.
+
+        Markers of ours may have been compacted away: what is undone and counts is on the changelog, and read again.
+        """
+        disk, upto = self.disk, self.replay.disk_marked
+        kept = list(self.store.range(undo_key(upto + 1), undo_key(disk.number + 1)))
+        if len(kept) < disk.number - upto:
+            return False
+        changes: dict[bytes, bytes | None] = {}
+        for _, packed in reversed(kept):
+            changes |= {ROWS + key: value for key, value in unpack_undo(packed).items()}
+        for number in range(upto + 1, disk.number + 1):
+            changes |= {pending_key(number): None, undo_key(number): None}
+        meta = replace(disk, number=upto, marked=upto, delivered=min(disk.delivered, upto))
+        self.store.write([*changes.items(), (META, meta.to_bytes())])
+        self._begin_from(meta)
+        log.info(
+            "tables of %s-%d go back by %d transactions, which another owner overruled",
+            self.place.changelog,
+            self.place.partition,
+            len(kept),
+            extra={"action": "table_went_back"},
+        )
+        return True
+
     def remember(self) -> bool:
         """Let a crash begin again from here; False when something that was fed would have to be read again."""
         replay = self.replay
@@ -273,8 +297,8 @@ class Opening:
         number = replay.marked.number
         meta = Meta(replay.marked.epoch, number, number, self.next, self._trusted_ms, dict(replay.applied), number)
         # What this disk once had to send was sent, or overruled, by those who owned the partition since.
-        pending: list[tuple[bytes, bytes | None]] = [(key, None) for key, _ in self.store.range(PENDING, PENDING_END)]
-        self.store.write([*pending, (META, meta.to_bytes())])
+        gone: list[tuple[bytes, bytes | None]] = [(key, None) for key, _ in self.store.range(PENDING, UNDO_END)]
+        self.store.write([*gone, (META, meta.to_bytes())])
         return True
 
     async def _read(self, reader: ChangelogReader, end: int) -> None:

@@ -144,8 +144,12 @@ class Standbys:
         if records[0].offset < opening.next:
             return "the changelog is another one than before"
         opening.feed(records)
-        # Rows without their marker are not held against it: that may still come.
-        return None if opening.replay.overrun else opening.doubts(self._now_ms())
+        if opening.replay.overrun:
+            return None  # rows without their marker are not held against it: that may still come
+        if opening.replay.overruled and opening.go_back():
+            self._follow()
+            return None
+        return opening.doubts(self._now_ms())
 
     def _forget(self, partition: int) -> None:
         self._ends.pop(partition, None)

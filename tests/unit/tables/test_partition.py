@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from app.errors import EnvironmentError_, Fenced, PublishFailed
 from app.ports import OutRecord
 from tables.changelog import MARKER, unpack_tag
-from tables.meta import Meta
+from tables.meta import META, PENDING, ROWS, Meta
 from tables.outbox import pack_outbox, unpack_outbox
-from tables.partition import META, PENDING, ROWS, Changes, TablePartition, Transaction
+from tables.partition import Changes, TablePartition, Transaction
 from tables.restore import TRUSTED_AGE_MS
 from tests.helpers.tables import (
     CHANGELOG,

@@ -20,11 +20,11 @@ from tables.changelog import (
     outbox_key,
     pack_tag,
 )
-from tables.meta import Meta
+from tables.meta import META, PENDING, Meta
 from tables.outbox import unpack_outbox
-from tables.partition import META, PENDING, Changes, SingleTrip, TablePartition, Transaction
+from tables.partition import Changes, SingleTrip, TablePartition, Transaction
 from tests.helpers.streams import Record
-from tests.helpers.tables import CHANGELOG, INPUT, OUTPUT, T0_MS, Disk, Gate, Log, LogPublisher, open_tables
+from tests.helpers.tables import CHANGELOG, INPUT, OUTPUT, T0_MS, Disk, Gate, Log, LogPublisher, open_tables, rows_of
 
 
 class Calls(LogPublisher):
@@ -94,6 +94,30 @@ async def test_rows_outbox_and_marker_go_in_this_order_and_the_outputs_only_once
     await tables.deliver(timestamp_ms=T0_MS)
     assert sent(log) == [b"0"]
     tables.close()
+
+
+async def test_what_another_owner_overruled_is_undone_and_the_disk_kept() -> None:
+    log, mine, others = Log(), Disk(), Disk()
+    publisher = LogPublisher(log)
+    tables = await opened(log, mine, publisher)
+    await carry(tables, put(tables, 0))
+    publisher.gate.allow(0)  # from here on nothing leaves the process
+    changes = Changes()
+    changes.put(b"new", b"7")
+    changes.delete(b"k")
+    dying = begin(tables, put(tables, 1), tables.write(changes, INPUT, 2, timestamp_ms=T0_MS))
+    await turns()
+    await end(tables, *dying)
+    successor = await opened(log, others, LogPublisher(log))
+    assert rows_of(successor) == {b"k": b"0"}
+    await carry(successor, put(successor, 5))
+    successor.close()
+
+    again, restored = await open_tables(log, mine, LogPublisher(log), single_trip=SingleTrip())
+    assert not restored.emptied
+    assert rows_of(again) == {b"k": b"5"}
+    assert again.applied == {INPUT: 5}
+    again.close()
 
 
 async def test_transaction_without_outputs_has_no_outbox() -> None:
