@@ -50,7 +50,7 @@ class KafkaSettings(Section):
         description="A consumer not heard of for this long loses its partitions.",
     )
     heartbeat_interval_ms: int = setting(
-        100, ge=10, le=600_000, unit="ms", description="Between heartbeats of a consumer; how soon it sees a rebalance."
+        40, ge=10, le=600_000, unit="ms", description="Between heartbeats of a consumer; how soon it sees a rebalance."
     )
     max_poll_interval_ms: int = setting(
         3_600_000,
