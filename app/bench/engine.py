@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -93,6 +94,16 @@ class Engine:
         """SIGKILL one process."""
         self.children[name].process.kill()
         await self.children[name].process.wait()
+
+    def freeze(self, name: str) -> None:
+        """SIGSTOP one process."""
+        self.children[name].process.send_signal(signal.SIGSTOP)
+
+    async def thaw(self, name: str) -> None:
+        """SIGCONT one that is frozen, and wait until it is ready."""
+        self.children[name].process.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await self._until_ready(name)
 
     async def start_again(self, name: str) -> None:
         """Start one that was killed, on the folder that it had, and wait until it is ready."""

@@ -57,18 +57,33 @@ DEFINITION: Final[dict[str, Any]] = {
 
 @dataclass(slots=True)
 class Ends:
-    """What the histories say: when executions ended, by partition (ms, ascending), and when each began and ended."""
+    """What the histories say: when executions ended, by partition (ms, ascending), and when each began and ended.
+
+    `sent_again` are ends that a new owner sent once more, not knowing that they were out; `changed` those that then
+    said something else, which no end may.
+    """
 
     by_partition: dict[int, list[int]] = field(default_factory=dict)
     lives: list[tuple[int, int]] = field(default_factory=list)
-    twice: int = 0
+    sent_again: int = 0
+    changed: int = 0
     started: int = 0
 
 
 async def bench_failover(
-    broker: BenchBroker, kills: int, say: Say, progress: Progress, rate: int = RATE, plot: Path | None = None
+    broker: BenchBroker,
+    kills: int,
+    say: Say,
+    progress: Progress,
+    rate: int = RATE,
+    plot: Path | None = None,
+    *,
+    stop: bool = False,
 ) -> Result:
-    """Kill `kills` engines by turns under `rate` executions a second; gaps, and the bins of a plot around the kills."""
+    """Kill `kills` engines by turns under `rate` executions a second; gaps, and the bins of a plot around the kills.
+
+    With `stop` they are frozen for `AFTER_MS` instead, and then go on: what they still send is a zombie's.
+    """
     instants: list[float] = []
     processes = {**dict.fromkeys(ENGINES, "coordinator"), "api-gateway": "api-gateway"}
     settings = {"workflow.retention_s": 3600}
@@ -80,9 +95,7 @@ async def bench_failover(
                 progress("killing", number, kills)
                 await asyncio.sleep(QUIET_S * random.uniform(0.5, 1.5))
                 instants.append(time.time() * 1000)
-                await engine.kill(ENGINES[number % len(ENGINES)])
-                await asyncio.sleep(AFTER_MS / 1000)
-                await engine.start_again(ENGINES[number % len(ENGINES)])
+                await _hurt(engine, ENGINES[number % len(ENGINES)], stop=stop)
             await asyncio.sleep(QUIET_S)
         ends = await _all_ended(engine, sent)
     gaps = [gap_ms(ends, instant) for instant in instants]
@@ -100,10 +113,12 @@ async def bench_failover(
     }
     about = {
         **machine(),
+        "signal": "SIGSTOP" if stop else "SIGKILL",
         "kills": kills,
         "rate": rate,
         "executions": ends.started,
-        "ended_twice": ends.twice,
+        "ends_sent_again": ends.sent_again,
+        "ends_changed": ends.changed,
         "gap": "the longest time between two ends on any one partition that a kill falls into or that follows it",
         "in_hand": "from the kill to the end of the last execution that was under way",
         "plot": text,
@@ -115,7 +130,17 @@ async def bench_failover(
         Run(number, OURS, {"gap_ms": gap, "in_hand_ms": hand})
         for number, (gap, hand) in enumerate(zip(gaps, recovered, strict=True))
     )
-    return Result("failover", "ms", value, {}, about, runs)
+    return Result("failover-stop" if stop else "failover", "ms", value, {}, about, runs)
+
+
+async def _hurt(engine: Engine, name: str, *, stop: bool) -> None:
+    """Take an engine away for `AFTER_MS`, and wait until it is ready again."""
+    if stop:
+        engine.freeze(name)
+    else:
+        await engine.kill(name)
+    await asyncio.sleep(AFTER_MS / 1000)
+    await (engine.thaw(name) if stop else engine.start_again(name))
 
 
 @contextlib.asynccontextmanager
@@ -162,16 +187,16 @@ async def _all_ended(engine: Engine, accepted: Sequence[int]) -> Ends:
 async def _ends(engine: Engine) -> Ends:
     found = Ends()
     began: dict[str, int] = {}
-    ended: set[str] = set()
+    ended: dict[str, ExecutionEnded] = {}
     async for partition, run in engine.runs():
         for event in run.events:
             if isinstance(event, ExecutionStarted):
                 began.setdefault(run.execution_id, event.at)
             elif isinstance(event, ExecutionEnded):
-                if run.execution_id in ended:
-                    found.twice += 1
+                if (first := ended.setdefault(run.execution_id, event)) is not event:
+                    found.sent_again += first == event
+                    found.changed += first != event
                     continue
-                ended.add(run.execution_id)
                 found.by_partition.setdefault(partition, []).append(event.at)
                 found.lives.append((began.get(run.execution_id, event.at), event.at))
     found.started = len(began)

@@ -85,6 +85,11 @@ async def _failover(broker: BenchBroker, effort: Effort, say: Say, progress: Pro
     return await bench_failover(broker, effort.records, say, progress, plot=Path("bench-results/failover.png"))
 
 
+async def _failover_stop(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+    plot = Path("bench-results/failover-stop.png")
+    return await bench_failover(broker, effort.records, say, progress, plot=plot, stop=True)
+
+
 async def _restore(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
     return await bench_restore(broker, effort.records, effort.runs, say, progress)
 
@@ -106,6 +111,7 @@ SUITE: tuple[Entry, ...] = (
     Entry("timers", "A thousand durable timers due each second: how late they fire.", _timers, TIMER_SECONDS, 1),
     Entry("restore", "A million rows opened: cold, from disk, kept warm.", _restore, RESTORE_ROWS, 1),
     Entry("failover", "SIGKILL of an engine under load: how long nothing ends.", _failover, KILLS, 1, is_long=True),
+    Entry("failover-stop", "SIGSTOP of an engine instead.", _failover_stop, KILLS, 1, is_long=True),
     Entry(
         "executions", "A million finished, 100,000 waiting: weight and reads.", _executions, FINISHED, 1, is_long=True
     ),

@@ -197,12 +197,13 @@ def restore(
 def failover(
     json_file: JsonFile = None,
     records: Kills = None,
+    stop: Annotated[bool, typer.Option("--stop", help="SIGSTOP for 1.5 s instead.")] = False,
     bootstrap: Bootstrap = None,
     config: ConfigFile = None,
     flags: SetFlags = None,
 ) -> None:
     """SIGKILL of an engine under 500 executions/s: the gap in completions; a plot in bench-results/failover.png."""
-    _one("failover", json_file, None, records, None, _broker(bootstrap, config, flags))
+    _one("failover-stop" if stop else "failover", json_file, None, records, None, _broker(bootstrap, config, flags))
 
 
 @app.command("all")
