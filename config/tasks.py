@@ -118,7 +118,7 @@ class TasksSettings(Section):
         description="Let source.http and sink.http reach private addresses; off keeps inner services safe.",
     )
     http_connections: int = setting(
-        100, ge=1, le=10_000, unit="connections", description="HTTP connections of one process at once."
+        32, ge=1, le=10_000, unit="connections", description="HTTP requests of one process at once; others wait."
     )
     http_connect_timeout_ms: int = setting(
         5_000, ge=1, le=600_000, unit="ms", description="An HTTP connection that is not up by then counts as failed."

@@ -1,6 +1,7 @@
 """source.http and sink.http against real servers: answers of every kind, and servers that misbehave."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -213,3 +214,21 @@ async def test_a_key_that_no_header_can_hold_is_escaped(run: Tasks) -> None:
         for effect in ("käse/t", "a\nb: c/t"):
             await run.run("sink.http", [1], url=hook.url, effect=effect)
         assert [request["idempotency-key"] for request in hook.requests] == ["k\\xe4se/t", "a\\nb: c/t"]
+
+
+async def test_time_outs_in_hundreds_leave_connections_for_those_who_come_after(tmp_path: Path) -> None:
+    is_slow = [True]
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                if is_slow[0]:
+                    await asyncio.sleep(0.02)
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1\r\n\r\n7")
+
+    async with listening(talk) as url, tasks(tmp_path, http_connections=4) as run:
+        for _ in range(5):
+            given_up = [run.run("source.http", url=url, timeout_s=0.001 * (1 + number % 60)) for number in range(200)]
+            await asyncio.gather(*given_up, return_exceptions=True)
+        is_slow[0] = False
+        assert await asyncio.gather(*(run.run("source.http", url=url, timeout_s=20) for _ in range(50))) == [7] * 50

@@ -166,10 +166,14 @@ class CheckedTransport(httpx.AsyncBaseTransport):
     The certificate is still checked against the name.
     """
 
-    def __init__(self, allow_private_addresses: bool, connections: int) -> None:
+    def __init__(
+        self, allow_private_addresses: bool, connections: int | None, *, keep_alive: int | None = None
+    ) -> None:
+        """At most so many `connections` at once (None: who calls sees to that), and so many kept for later."""
         self._allow_private = allow_private_addresses
+        kept = connections if keep_alive is None else keep_alive
         self._inner = httpx.AsyncHTTPTransport(
-            trust_env=False, limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+            trust_env=False, limits=httpx.Limits(max_connections=connections, max_keepalive_connections=kept)
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -9,6 +9,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.adapters.tasks.http_clients import HttpClients
 from app.domain.workflow.expressions import Expressions
 from app.errors import HeadraceError, TaskFailed
 from app.ports import Clock
@@ -46,9 +47,9 @@ class Resources:
         self.clock = clock
         self._limits = producer
         self._engines: OrderedDict[tuple[str, bool], AsyncEngine] = OrderedDict()
-        self._http: httpx.AsyncClient | None = None
         self._producer: BatchProducer | None = None
         self._opening = asyncio.Lock()
+        self.http = HttpClients(self._http_client, settings.http_connections)
 
     async def engine(self, url: str, *, read_only: bool = False) -> "AsyncEngine":
         """The engine of a database; the least recently used one gives way when there are too many.
@@ -79,25 +80,25 @@ class Resources:
             await oldest.dispose()
         return engine
 
-    def http(self) -> "httpx.AsyncClient":
-        """The HTTP client: follows no redirect, and refuses private addresses unless `tasks` allows them."""
-        if self._http is None:
-            import httpx  # noqa: PLC0415 - a vendor in need
+    def _http_client(self) -> "httpx.AsyncClient":
+        """Follows no redirect, and refuses private addresses unless `tasks` allows them."""
+        import httpx  # noqa: PLC0415 - a vendor in need
 
-            from app.adapters.sinks.http import CheckedTransport  # noqa: PLC0415 - a vendor in need
+        from app.adapters.sinks.http import CheckedTransport  # noqa: PLC0415 - a vendor in need
 
-            # At INFO the client logs each URL whole, and a URL may hold a secret.
-            logging.getLogger("httpx").setLevel(logging.WARNING)
-            self._http = httpx.AsyncClient(
-                transport=CheckedTransport(self.settings.allow_private_addresses, self.settings.http_connections),
-                timeout=httpx.Timeout(None, connect=self.settings.http_connect_timeout_ms / 1000),
-                follow_redirects=False,
-                # What a server gives one task it does not get back from another.
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-                # A proxy from the environment would connect to addresses that nobody checked.
-                trust_env=False,
-            )
-        return self._http
+        # At INFO the client logs each URL whole, and a URL may hold a secret.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        return httpx.AsyncClient(
+            transport=CheckedTransport(
+                self.settings.allow_private_addresses, None, keep_alive=self.settings.http_connections
+            ),
+            timeout=httpx.Timeout(None, connect=self.settings.http_connect_timeout_ms / 1000),
+            follow_redirects=False,
+            # What a server gives one task it does not get back from another.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            # A proxy from the environment would connect to addresses that nobody checked.
+            trust_env=False,
+        )
 
     async def producer(self) -> "BatchProducer":
         """The producer of the service's own cluster, connected. Raises `BrokerUnavailable`."""
@@ -125,12 +126,10 @@ class Resources:
     async def close(self) -> None:
         """Give everything back; a task that still runs fails."""
         engines, self._engines = list(self._engines.values()), OrderedDict()
-        http, self._http = self._http, None
         producer, self._producer = self._producer, None
         for engine in engines:
             await engine.dispose()
-        if http is not None:
-            await http.aclose()
+        await self.http.close()
         if producer is not None:
             try:
                 await producer.stop()

@@ -82,23 +82,23 @@ async def _fetch(request: Request, url: httpx.URL, resources: Resources, span: C
 
 
 async def _exchange(request: Request, url: httpx.URL, resources: Resources, span: CallSpan | None) -> Response:
-    client = resources.http()
     context = {} if span is None else {HEADER: span.header}
-    try:
-        built = client.build_request(
-            request.method,
-            url,
-            headers=merged({"accept-encoding": "gzip", **context}, request.headers),
-            params=None if request.query is None else dict(request.query),
-            content=request.body,
-        )
-    except (TypeError, ValueError) as error:
-        raise TaskFailed("InvalidRequest", f"the request cannot be made: {error}", retryable=False) from error
-    response = await client.send(built, stream=True)
-    try:
-        return Response(response.status_code, response.headers, await _body(request, response))
-    finally:
-        await response.aclose()
+    async with resources.http.turn() as client:
+        try:
+            built = client.build_request(
+                request.method,
+                url,
+                headers=merged({"accept-encoding": "gzip", **context}, request.headers),
+                params=None if request.query is None else dict(request.query),
+                content=request.body,
+            )
+        except (TypeError, ValueError) as error:
+            raise TaskFailed("InvalidRequest", f"the request cannot be made: {error}", retryable=False) from error
+        response = await client.send(built, stream=True)
+        try:
+            return Response(response.status_code, response.headers, await _body(request, response))
+        finally:
+            await response.aclose()
 
 
 async def _body(request: Request, response: httpx.Response) -> bytes:
