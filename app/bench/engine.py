@@ -97,13 +97,21 @@ class Engine:
 
     def freeze(self, name: str) -> None:
         """SIGSTOP one process."""
-        self.children[name].process.send_signal(signal.SIGSTOP)
+        self._signal(name, signal.SIGSTOP)
 
     async def thaw(self, name: str) -> None:
-        """SIGCONT one that is frozen, and wait until it is ready."""
-        self.children[name].process.send_signal(signal.SIGCONT)
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            await self._until_ready(name)
+        """SIGCONT one that is frozen, and see to it that all are ready: who ended is started, as a supervisor does."""
+        self._signal(name, signal.SIGCONT)
+        for one in self.children:
+            try:
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    await self._until_ready(one)
+            except SideFailed:
+                await self.start_again(one)
+
+    def _signal(self, name: str, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            self.children[name].process.send_signal(number)
 
     async def start_again(self, name: str) -> None:
         """Start one that was killed, on the folder that it had, and wait until it is ready."""
