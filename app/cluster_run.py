@@ -10,12 +10,11 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,7 @@ import psutil
 
 import app
 from app.adapters.embedded import EmbeddedKafka, tied
+from app.adapters.embedded.ports import choose_ports
 from app.errors import EnvironmentError_, UserError
 from config.embedded import EmbeddedSettings
 
@@ -45,8 +45,6 @@ _POLL_S: Final = 0.05
 _PROBE_TIMEOUT_S: Final = 2.0
 _GONE_S: Final = 10.0
 _LAST_WORDS: Final = 15
-# Below the range that the kernel gives to outgoing connections, so that a node finds its ports free again.
-_PORTS: Final = range(20_000, 32_000)
 
 
 @dataclass(slots=True)
@@ -354,19 +352,7 @@ def _environment() -> dict[str, str]:
 
 def _free_ports(count: int, first: int = 0) -> list[int]:
     """So many ports of loopback that nobody listens on; `first` is the first of them when it is free."""
-    found: list[int] = []
-    begin = _PORTS.start + os.getpid() * 37 % len(_PORTS)
-    with ExitStack() as held:  # all at once, so that none is chosen twice
-        for port in (first, *range(begin, _PORTS.stop), *range(_PORTS.start, begin)):
-            if len(found) == count:
-                return found
-            listener = held.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((HOST, port))
-                listener.listen(1)
-            except OSError:
-                continue
-            if port:
-                found.append(port)
-    raise EnvironmentError_(f"No {count} ports are free on {HOST}.")
+    others = [(0, "")] * count
+    with suppress(EnvironmentError_):
+        return choose_ports([(first, ""), *others][:count])
+    return choose_ports(others)

@@ -5,7 +5,6 @@ import contextlib
 import json
 import re
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from app.adapters.embedded.ports import choose_ports
 from app.adapters.topic_reader import TopicReader
 from app.bench.broker import BenchBroker
 from app.bench.child import Child, SideFailed, start
@@ -33,10 +33,7 @@ TOPICS = "workflow."
 
 def free_port() -> int:
     """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return choose_ports([(0, "")])[0]
 
 
 class Engine:
@@ -54,9 +51,9 @@ class Engine:
         self._broker = broker
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-bench-engine-")
         self._roles = dict(processes)
-        self._health = {name: free_port() for name in processes}
-        self._metrics = {name: free_port() for name in processes}
-        self.port = free_port()
+        self.port, *ports = choose_ports([(0, "")] * (1 + 2 * len(processes)))
+        self._health = dict(zip(processes, ports, strict=False))
+        self._metrics = dict(zip(processes, ports[len(processes) :], strict=True))
         self._settings: dict[str, Any] = {
             "kafka.bootstrap_servers": broker.bootstrap_servers,
             "kafka.client_id": broker.name("engine"),
@@ -79,9 +76,7 @@ class Engine:
         try:
             for name in self._roles:
                 self.children[name] = await self._start(name)
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                for name in self._roles:
-                    await self._until_ready(name)
+            await self._until_ready(*self._roles)
         except BaseException:
             await self._close()
             raise
@@ -104,8 +99,7 @@ class Engine:
         self._signal(name, signal.SIGCONT)
         for one in self.children:
             try:
-                async with asyncio.timeout(READY_TIMEOUT_S):
-                    await self._until_ready(one)
+                await self._until_ready(one)
             except SideFailed:
                 await self.start_again(one)
 
@@ -117,8 +111,7 @@ class Engine:
         """Start one that was killed, on the folder that it had, and wait until it is ready."""
         await self.children[name].stop()
         self.children[name] = await self._start(name)
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            await self._until_ready(name)
+        await self._until_ready(name)
 
     async def _start(self, name: str) -> Child:
         folder = Path(self._folder.name) / name
@@ -131,7 +124,13 @@ class Engine:
         flags = [word for key, value in {**self._settings, **own}.items() for word in ("--set", f"{key}={value}")]
         return await start([sys.executable, "-m", "app", "worker", "--roles", self._roles[name], *flags], folder)
 
-    async def _until_ready(self, name: str) -> None:
+    async def _until_ready(self, *names: str) -> None:
+        """All of them, within `READY_TIMEOUT_S`."""
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            for name in names:
+                await self._until_one_is_ready(name)
+
+    async def _until_one_is_ready(self, name: str) -> None:
         while True:
             self.children[name].check()
             with contextlib.suppress(OSError):
@@ -198,23 +197,19 @@ class Engine:
             found[f"{role} rss_mb"] = round(usage.rss_mb, 1)
         return found
 
-    async def runs(self) -> AsyncIterator[tuple[int, Run]]:
-        """Every run of events on the topic, with its partition."""
+    async def runs(self, since: Mapping[int, int] | None = None) -> AsyncIterator[tuple[int, Run]]:
+        """Every run of events on the topic, with its partition, from `since` on."""
         reader = self._reader()
         name = WORKFLOW_EVENTS.name
-        async for batch in reader.read(name, await reader.begins(name), await reader.ends(name)):
+        async for batch in reader.read(name, since or await reader.begins(name), await reader.ends(name)):
             for record in batch:
                 yield record.partition, decode_run(record.value)
 
     async def histories(self, since: Mapping[int, int] | None = None) -> dict[str, list[Event]]:
         """The events on the topic by execution, from `since` on; for runs that fit into memory."""
-        reader = self._reader()
-        name = WORKFLOW_EVENTS.name
         found: dict[str, list[Event]] = {}
-        async for batch in reader.read(name, since or await reader.begins(name), await reader.ends(name)):
-            for record in batch:
-                run = decode_run(record.value)
-                found.setdefault(run.execution_id, []).extend(run.events)
+        async for _, run in self.runs(since):
+            found.setdefault(run.execution_id, []).extend(run.events)
         return found
 
     async def ends(self) -> dict[int, int]:

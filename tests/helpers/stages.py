@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from agents.stage import Stage
-from app.ports import InRecord
+from app.ports import InRecord, OutRecord
+from tables.changelog import CLAIM, claim_value
 from tables.partition import Changes, SingleTrip, TablePartition
 from tests.helpers.streams import Record
-from tests.helpers.tables import INPUT, T0_MS, Disk, Log, LogPublisher, open_tables
+from tests.helpers.tables import CHANGELOG, INPUT, T0_MS, Disk, Log, LogPublisher, open_tables
 
 
 class SetClock:
@@ -78,6 +79,10 @@ class Scene:
     async def begin(self) -> None:
         await self.stage.assigned([0], kept=False)
         await until(lambda: self.stage.ready)
+
+    def claim_as_another(self) -> None:
+        """Another owner was here."""
+        self.log.append(OutRecord(CHANGELOG, CLAIM, claim_value(), T0_MS, (), 0))
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -6,10 +6,7 @@ import pytest
 
 from agents import stage
 from app.errors import Fenced, PublishFailed
-from app.ports import OutRecord
-from tables.changelog import CLAIM, claim_value
 from tests.helpers.stages import Scene, StageBatch, until
-from tests.helpers.tables import CHANGELOG, T0_MS
 
 
 async def test_a_busy_partition_ticks_too() -> None:
@@ -106,7 +103,7 @@ async def test_a_fenced_partition_is_asked_for_anew_and_opened_again_and_the_sta
     asked: list[int] = []
     scene.stage.ask_anew = lambda: asked.append(1)
     await scene.begin()
-    scene.log.append(OutRecord(CHANGELOG, CLAIM, claim_value(), T0_MS, (), 0))  # another owner was here
+    scene.claim_as_another()
     lost = StageBatch(0)
     scene.stage.feed(lost)
     await until(lambda: bool(asked))
@@ -127,7 +124,7 @@ async def test_a_fenced_partition_that_nobody_gives_out_again_fails_the_stage(mo
     scene = Scene()
     scene.stage.ask_anew = lambda: None
     await scene.begin()
-    scene.log.append(OutRecord(CHANGELOG, CLAIM, claim_value(), T0_MS, (), 0))
+    scene.claim_as_another()
     scene.stage.feed(StageBatch(0))
     await until(scene.stage.failed.done)
     assert isinstance(scene.stage.failed.exception(), Fenced)
@@ -140,7 +137,7 @@ async def test_a_partition_that_is_fenced_again_and_again_fails_the_stage() -> N
     scene.stage.ask_anew = lambda: asked.append(1)
     await scene.begin()
     for offset in range(stage.FENCES + 1):
-        scene.log.append(OutRecord(CHANGELOG, CLAIM, claim_value(), T0_MS, (), 0))
+        scene.claim_as_another()
         scene.stage.feed(StageBatch(offset))
         before = len(asked)
         await until(lambda before=before: len(asked) > before or scene.stage.failed.done())  # type: ignore[misc]
