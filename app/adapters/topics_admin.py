@@ -13,6 +13,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     KafkaError,
     NodeNotReadyError,
+    NoError,
     NotControllerError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
@@ -144,6 +145,11 @@ async def ensure_topics(
         return states
 
     found = {state.name: state for state in await _ask(bootstrap, settings, work)}
+    if unseen := [name for name in names if name not in found]:
+        raise BrokerUnavailable(
+            f"The brokers at {bootstrap} created {', '.join(unseen)} but do not all know of it after "
+            f"{settings.request_timeout_ms / 1000:g} s; see whether each of them runs."
+        )
     return [difference for spec in specs for difference in compare(spec, found[spec.name], settings)]
 
 
@@ -323,6 +329,9 @@ async def _states(admin: AIOKafkaAdminClient, names: Collection[str] | None) -> 
 
 
 async def _with_configs(admin: AIOKafkaAdminClient, names: Collection[str] | None) -> list[TopicState]:
+    """The topics with their settings. Each question goes to another broker: a topic one of them has not heard of yet
+    is left out, as one that does not exist.
+    """
     states = await _states(admin, names)
     if not states:
         return []
@@ -330,11 +339,15 @@ async def _with_configs(admin: AIOKafkaAdminClient, names: Collection[str] | Non
     configs: dict[str, dict[str, str]] = {}
     for answer in await admin.describe_configs(asked):
         for resource in answer.to_object()["resources"]:
+            error = for_code(resource["error_code"])
+            if error is UnknownTopicOrPartitionError:
+                continue
+            if error is not NoError:
+                raise error(resource["error_message"] or error.description)
             entries: list[dict[str, Any]] = resource["config_entries"]
             configs[resource["resource_name"]] = {one["config_names"]: one["config_value"] or "" for one in entries}
     return [
-        TopicState(
-            state.name, state.partitions, state.replication_factor, state.leaderless, configs.get(state.name, {})
-        )
+        TopicState(state.name, state.partitions, state.replication_factor, state.leaderless, configs[state.name])
         for state in states
+        if state.name in configs
     ]

@@ -2,8 +2,10 @@
 
 import uuid
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from app.adapters import topics_admin
 from app.errors import BrokerUnavailable, EnvironmentError_
@@ -53,6 +55,33 @@ async def test_partitions_of_the_setting_are_used_where_the_topic_names_none(bro
     assert await topics_admin.ensure_topics(broker, [spec], KafkaSettings(partitions=2)) == []
     assert (await topics_admin.describe_topics(broker, [spec.name]))[0].partitions == 2
     await topics_admin.delete_topics(broker, [spec.name])
+
+
+class _AskedAhead(AIOKafkaAdminClient):  # type: ignore[misc]
+    """Its list of topics is that of a broker which knows one more than the broker that is asked for settings."""
+
+    ahead = a_spec().name
+
+    async def describe_topics(self, topics: list[str] | None = None) -> list[Any]:
+        described: list[Any] = await super().describe_topics(topics)
+        return [*described, {"topic": self.ahead, "error_code": 0, "is_internal": False, "partitions": []}]
+
+
+async def test_topic_that_only_some_brokers_know_has_no_settings_yet(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on three nodes: a topic of a moment ago was called one without any of its settings."""
+    monkeypatch.setattr(topics_admin, "AIOKafkaAdminClient", _AskedAhead)
+    assert await topics_admin.describe_topics(broker, [_AskedAhead.ahead]) == []
+
+
+async def test_topic_that_not_all_brokers_come_to_know_is_one_sentence(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics_admin, "AIOKafkaAdminClient", _AskedAhead)
+    spec = replace(a_spec(), name=_AskedAhead.ahead)
+    with pytest.raises(BrokerUnavailable, match=rf"{spec.name} .*see whether each of them runs"):
+        await topics_admin.ensure_topics(broker, [spec], KafkaSettings(request_timeout_ms=1_000))
 
 
 async def test_topic_the_broker_refuses_is_one_sentence(broker: str) -> None:
