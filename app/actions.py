@@ -30,6 +30,7 @@ ACTIONS: dict[str, str] = {
     "broker_found": "The broker that was waited for answers.",
     "broker_unavailable": "The broker does not answer; the work is tried again.",
     "topics_created": "Topics that were missing were created.",
+    "partitions_lost": "The process stood still, its partitions have other owners, and it ends; `stood_s`.",
     "stage_failed": "A stage with tables failed while it stopped; what it held is read again.",
     "agent_failed": "An agent failed; the process ends and the records are read again.",
     "header_unreadable": "A record's header has a name that is not UTF-8; the name is kept with marks in it.",

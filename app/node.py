@@ -23,7 +23,7 @@ from app.adapters.connection import security_options
 from app.adapters.group_leave import GroupRemover
 from app.cluster_registry import ClusterRegistry
 from app.domain import detector
-from app.domain.cluster import NodeView, ProcessView
+from app.domain.cluster import GroupSeat, NodeView, ProcessView
 from app.domain.detector import NEVER, Own, Patience
 from app.errors import EnvironmentError_, HeadraceError
 from app.http.health import Check
@@ -191,7 +191,14 @@ class Node:
             bootstrap, f"{settings.kafka.client_id}-node", security_options(settings.kafka), self._clock.monotonic_s
         )
         removal = Removal(remover, self._clock)
-        children = Children(self._patience, self._clock.monotonic_s, removal.of_child, self._plan.kill, remover.know)
+        children = Children(
+            self._patience,
+            self._clock.monotonic_s,
+            removal.of_child,
+            self._plan.kill,
+            remover.know,
+            has_heir=self._has_heir,
+        )
         peers = Peers(self._patience, self.view, self._clock.monotonic_s, removal.of_peer, remover.know)
         await self._listen(peers)  # 1
         registry = ClusterRegistry(
@@ -250,6 +257,12 @@ class Node:
         if self._registry is not None and now_s - self._told_s.get(node_id, NEVER) >= TELL_INTERVAL_S:
             self._told_s[node_id] = now_s
             self._registry.alive(node_id)
+
+    def _has_heir(self, seats: Sequence[GroupSeat]) -> bool:
+        """Whether another node sits in one of these groups."""
+        views = () if self._registry is None else self._registry.roster.views
+        groups = {seat.group for seat in seats}
+        return any(seat.group in groups for view in views if view.node_id != self.node_id for seat in view.seats)
 
     def _processes(self) -> tuple[ProcessView, ...]:
         own = self._plan.processes()

@@ -46,7 +46,10 @@ class Watched:
 
 
 class Children:
-    """Who lives, by pid. `remove(child, what happened)` takes a child out of its groups."""
+    """Who lives, by pid. `remove(child, what happened)` takes a child out of its groups.
+
+    One that stands still stays in them while `has_heir(its seats)` is False: nobody would be there to go on.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Children:
         kill: Kill,
         know: Callable[[tuple[str, ...]], None],
         posture: Callable[[int], Posture] = posture_of,
+        has_heir: Callable[[tuple[GroupSeat, ...]], bool] = bool,
     ) -> None:
         self._patience = patience
         self._monotonic_s = monotonic_s
@@ -63,6 +67,7 @@ class Children:
         self._kill = kill
         self._know = know
         self._posture = posture
+        self._has_heir = has_heir
         self._watched: dict[int, Watched] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -83,7 +88,7 @@ class Children:
             if silent_s < self._patience.frozen_after_s:
                 continue
             verdict = child_verdict(self._patience, silent_s, stopped=self._posture(child.pid) == "stopped")
-            if verdict != "alive" and not child.frozen:
+            if verdict != "alive" and not child.frozen and self._has_heir(child.seats):
                 child.frozen = True
                 self._later(self._remove(child, "frozen"))
             if verdict == "overdue" and not child.killed:

@@ -134,10 +134,11 @@ class Peers:
             )
 
     def _judge(self, peer: Known, now_s: float, others_heard_s: float, *, isolated: bool) -> None:
+        patience, state = self._certain_of(peer)
         verdict = detector.peer_verdict(
-            self._patience_with(peer.view),
+            patience,
             self._clock,
-            peer.state,
+            state,
             now_s,
             others_heard_s=others_heard_s,
             isolated=isolated,
@@ -167,12 +168,22 @@ class Peers:
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
-    def _patience_with(self, view: NodeView) -> Patience:
-        """More with a node of this machine that runs, as its kernel says: it is not given time, or computes."""
-        pid = view.facts.get(PID, "")
-        if self._is_here(view) and pid.isdecimal() and self._posture(int(pid)) == "running":
-            return replace(self._patience, unreachable_after_s=RUNNING_FACTOR * self._patience.unreachable_after_s)
-        return self._patience
+    def _certain_of(self, peer: Known) -> tuple[Patience, detector.Peer]:
+        """What a node of this machine is judged by, whose kernel says more than its silence does.
+
+        One that runs is given more time: it gets none, or computes. One that is stopped will not be heard, and that it
+        was slow before means nothing.
+        """
+        pid = peer.view.facts.get(PID, "")
+        if not self._is_here(peer.view) or not pid.isdecimal():
+            return self._patience, peer.state
+        posture, limit_s = self._posture(int(pid)), self._patience.unreachable_after_s
+        if posture == "running":
+            return replace(self._patience, unreachable_after_s=RUNNING_FACTOR * limit_s), peer.state
+        if posture == "stopped":
+            limit_s = min(limit_s, self._patience.frozen_after_s + self._patience.beat_s / 2)
+            return replace(self._patience, unreachable_after_s=limit_s), replace(peer.state, longest_gap_s=0.0)
+        return self._patience, peer.state
 
     def _is_here(self, view: NodeView) -> bool:
         return bool(self._machine) and view.facts.get(MACHINE) == self._machine

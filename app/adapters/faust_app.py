@@ -5,6 +5,7 @@ What differs from stock Faust: no tables (ours are `tables/`), so recovery is on
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -13,6 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any
 
 import faust
+from aiokafka.errors import IllegalGenerationError, KafkaError, UnknownMemberIdError, for_code
+from aiokafka.protocol.group import HeartbeatRequest
 from faust.agents import Agent
 from faust.auth import Credentials, SASLCredentials, SSLCredentials
 from faust.tables.manager import TableManager
@@ -146,6 +149,27 @@ class App(faust.App):
         if coordinator is not None:
             client.thread_loop.call_soon_threadsafe(coordinator.request_rejoin)
 
+    def is_member(self, timeout_s: float) -> bool | None:
+        """Whether the group still counts this member to its generation; None when that cannot be told in time.
+
+        Blocks the loop that asks, while the consumer's own thread asks the broker.
+        """
+        client = self._consumer._thread if self._consumer is not None and not self.should_stop else None
+        coordinator = getattr(client and client._consumer, "_coordinator", None)
+        if client is None or coordinator is None:
+            return None
+        question = _is_member(coordinator, rebalancing=self.rebalancing)
+        try:
+            asking = asyncio.run_coroutine_threadsafe(question, client.thread_loop)
+        except RuntimeError:  # its event loop is closed
+            question.close()
+            return None
+        try:
+            return asking.result(timeout_s)
+        except (TimeoutError, concurrent.futures.CancelledError, KafkaError):
+            asking.cancel()
+            return None
+
     def lags(self) -> dict[TP, int]:
         """Records a partition that wait for this member; empty before it has joined."""
         return self.consumer.lags() if self.has_joined else {}
@@ -176,6 +200,19 @@ class App(faust.App):
 
 
 App.logger = logging.getLogger("faust.app")
+
+
+async def _is_member(coordinator: Any, *, rebalancing: bool) -> bool | None:
+    """One heartbeat. A client that has heard it by itself has forgotten its member id, and joins anew."""
+    generation, member = coordinator.generation, coordinator.member_id
+    if not member:
+        return False
+    answer = await coordinator._send_req(HeartbeatRequest(coordinator.group_id, generation, member))
+    error = for_code(answer.error_code)
+    if error is IllegalGenerationError:
+        # The next one, which it takes part in, may have begun before it was told so.
+        return None if rebalancing or coordinator.generation != generation else False
+    return error is not UnknownMemberIdError
 
 
 def new_app(

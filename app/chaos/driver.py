@@ -94,15 +94,20 @@ class Clients:
 
 
 class Driver:
-    """Starts executions of one workflow at `rate` a second; `factor` may be raised and lowered while it runs."""
+    """Starts executions at `rate` a second; `factor` may be raised and lowered while it runs.
 
-    def __init__(self, ports: Sequence[int], log: OpLog, workflow: str, rate: float, batch: int, seed: int) -> None:
+    `workflows` are those that are started, each with its share of the requests.
+    """
+
+    def __init__(
+        self, ports: Sequence[int], log: OpLog, workflows: Mapping[str, float], rate: float, batch: int, seed: int
+    ) -> None:
         self.tally = Tally()
         self.factor = 1.0
         self.rate = rate
         self._ports = list(ports)
         self._log = log
-        self._workflow = workflow
+        self._workflows, self._shares = tuple(workflows), tuple(workflows.values())
         self._batch = batch
         self._chance = random.Random(seed)
         self._prefix = f"{seed}-"
@@ -154,13 +159,14 @@ class Driver:
 
     async def _start(self, intents: Sequence[Intent]) -> None:
         port = self._chance.choice(self._ports)
-        unknown = await self._ask(port, intents, self._workflow)
+        (workflow,) = self._chance.choices(self._workflows, self._shares)
+        unknown = await self._ask(port, intents, workflow)
         again = [intent for intent in unknown if self._chance.random() < AGAIN_SHARE]
         if again:
             await asyncio.sleep(AGAIN_AFTER_S)
             others = [other for other in self._ports if other != port] or [port]
             self.tally.again += len(again)
-            await self._ask(self._chance.choice(others), again, self._workflow)
+            await self._ask(self._chance.choice(others), again, workflow)
 
     async def _ask(self, port: int, intents: Sequence[Intent], workflow: str) -> list[Intent]:
         """One request for all of them; those whose fate is not known."""

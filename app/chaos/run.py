@@ -32,7 +32,7 @@ from app.chaos.readings import Readings, Sent
 from app.chaos.rig import Rig, Shape
 from app.chaos.scene import Entry, Scene
 from app.chaos.schedule import Planned, schedule
-from app.chaos.workflows import EFFECT, POISON, WORKFLOW, definitions
+from app.chaos.workflows import EFFECT, LIGHT, POISON, WORKFLOW, definitions
 from app.errors import HeadraceError
 from config.kafka import KafkaSettings
 
@@ -50,6 +50,7 @@ class Plan:
     every_s: float = 5.0
     rate: float = 50.0
     batch: int = 5
+    light: float = 0.0
     faults: tuple[str, ...] = ()
     devices: int = 0
     metrics: int = 5
@@ -113,7 +114,8 @@ async def prove(plan: Plan, folder: Path, say: Say) -> Report:
         say(f"up after {report.seconds['start']:.1f} s: {plan.shape.nodes} nodes, {plan.shape.brokers} brokers")
         started_ns = time.time_ns()
         async with OpLog(folder / "ops.jsonl", "start") as log:
-            driver = Driver(rig.api_ports, log, WORKFLOW, plan.rate, plan.batch, plan.seed)
+            shares = {WORKFLOW: 1.0 - plan.light, LIGHT: plan.light}
+            driver = Driver(rig.api_ports, log, shares, plan.rate, plan.batch, plan.seed)
             for each in definitions(rig.effects_url):
                 await driver.register(each)
             readings = Readings(rig.bootstrap_of(0), folder, plan.devices, plan.metrics, plan.interval_s)
@@ -193,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every-s", type=float, default=5.0, help="seconds between faults, in the mean")
     parser.add_argument("--rate", type=float, default=50.0, help="starts a second")
     parser.add_argument("--batch", type=int, default=5, help="starts a request")
+    parser.add_argument("--light", type=float, default=0.0, help="share of the starts that have no effect outside")
     parser.add_argument("--faults", default="", help="kinds or beginnings of kinds, with commas; all when empty")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=3)
@@ -208,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.every_s,
         options.rate,
         options.batch,
+        options.light,
         tuple(name for name in options.faults.split(",") if name),
         options.devices,
         options.metrics,

@@ -14,14 +14,13 @@ from app import metrics
 from app.adapters.definitions_feed import DefinitionsFeed
 from app.adapters.expressions import CelExpressions
 from app.adapters.faust_app import App, Delivered, running
-from app.adapters.lease import Lease
 from app.adapters.tasks.build import new_executor
 from app.domain.watchdog import Progress
 from app.domain.workflow.turn import Limits
 from app.http.health import Check
 from app.ports import Definitions, TaskExecutor
 from app.roles.context import Context, first_of, raise_crash, stopped
-from app.roles.tables import StageTables, ask_when_near, follow_assignment, stage_tables
+from app.roles.tables import StageTables, ask_when_near, follow_assignment, new_lease, stage_tables
 from app.roles.triggers import run_triggers
 from app.roles.worker import export_lag
 from config.settings import Settings
@@ -52,8 +51,8 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
 
     `executor` is that of this process, made from the settings when there is none.
     """
-    kafka, workflow = context.settings.kafka, context.settings.workflow
-    lease = Lease(context.clock, kafka.session_timeout_ms / 1000)
+    workflow = context.settings.workflow
+    lease = new_lease(context)
     expressions = CelExpressions()
     async with (
         context.producer(STAGE) as producer,

@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from agents.stage import Stage
 from app import metrics
@@ -18,6 +18,7 @@ from app.adapters.producer import BatchProducer
 from app.adapters.rocks import RocksFolder, RocksLimits
 from app.domain.seating import NEAR_RECORDS
 from app.errors import EnvironmentError_
+from app.lifecycle import exit_now
 from app.ports import Clock
 from app.roles.context import Context
 from config.tables import TablesSettings
@@ -202,9 +203,31 @@ def follow_assignment(app: App, topic: str, stage: Stage, lease: Lease, tables: 
     async def hand_back(revoked: Any) -> None:
         await stage.revoked([tp.partition for tp in revoked if tp.topic == topic])
 
+    def end(stood_s: float) -> NoReturn:
+        log.critical(
+            "this process stood still for %.1f s and has lost the partitions of %s: it ends, and starts anew",
+            stood_s,
+            stage.name,
+            extra={"action": "partitions_lost", "stood_s": round(stood_s, 3), "partitions": list(stage.partitions)},
+        )
+        exit_now(1)
+
     app.on_partitions_assigned.connect(on_assigned, weak=False)
     app.hand_back = hand_back
     stage.ask_anew = app.ask_for_round
+    lease.end = end
+    lease.is_member = lambda timeout_s: app.is_member(timeout_s) if stage.count else None
+
+
+def new_lease(context: Context) -> Lease:
+    """The lease of one stage. In doubt well before anybody takes this process for one that stands still."""
+    settings = context.settings
+    return Lease(
+        context.clock,
+        settings.kafka.session_timeout_ms / 1000,
+        stopped_s=settings.cluster.frozen_after_ms / 2000,
+        still_s=settings.cluster.unreachable_after_ms / 1000,
+    )
 
 
 async def ask_when_near(app: App, tables: StageTables) -> None:

@@ -11,7 +11,6 @@ from agents.transform import Terms, Transform
 from app import metrics
 from app.adapters.device_registry import DeviceRegistry
 from app.adapters.faust_app import App, Delivered, running
-from app.adapters.lease import Lease
 from app.adapters.sinks import build
 from app.adapters.sinks.rows import rows_of
 from app.adapters.transport import TransportLimits
@@ -23,7 +22,7 @@ from app.domain.window import RollupSpec, Rung
 from app.http.health import Check
 from app.roles.context import Context, first_of, raise_crash, stopped
 from app.roles.queues import run_queues
-from app.roles.tables import ask_when_near, follow_assignment, stage_tables
+from app.roles.tables import ask_when_near, follow_assignment, new_lease, stage_tables
 from app.rules import compile_section
 from config.settings import Settings
 from config.sinks import SinkSettings
@@ -117,10 +116,9 @@ async def run_transform(context: Context) -> None:
 
     A strict transform knows every device before (1).
     """
-    kafka = context.settings.kafka
-    registry = DeviceRegistry(kafka, context.bootstrap, context.settings.http.read_model)
+    registry = DeviceRegistry(context.settings.kafka, context.bootstrap, context.settings.http.read_model)
     terms = LiveTerms(context.current, registry)
-    lease = Lease(context.clock, kafka.session_timeout_ms / 1000)
+    lease = new_lease(context)
     async with (
         context.producer("transform") as producer,
         stage_tables(context, producer, lease, DEVICE_TELEMETRY, TRANSFORM_STATE) as tables,

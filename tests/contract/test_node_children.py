@@ -35,8 +35,14 @@ class Watch:
         self.removed: list[tuple[str, tuple[GroupSeat, ...]]] = []
         self.killed: list[int] = []
         self.groups: set[str] = set()
+        self.has_heir = True
         self.children = Children(
-            patience, time.monotonic, self._remove, lambda _role, pid, _why: self.killed.append(pid), self.groups.update
+            patience,
+            time.monotonic,
+            self._remove,
+            lambda _role, pid, _why: self.killed.append(pid),
+            self.groups.update,
+            has_heir=lambda _: self.has_heir,
         )
         self.patience = patience
         self.pid = 0
@@ -117,3 +123,16 @@ async def test_a_process_that_stands_still_for_long_is_killed():
         os.kill(watch.pid, signal.SIGSTOP)
         await until(lambda: watch.killed, "it is killed")
         assert watch.killed == [watch.pid]
+
+
+@pytest.mark.asyncio
+async def test_a_stopped_process_keeps_what_nobody_else_could_take():
+    async with watched() as watch:
+        watch.has_heir = False
+        os.kill(watch.pid, signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        await until(lambda: time.monotonic() - stopped_s > 0.6, "it stands still for longer than is allowed")
+        assert watch.removed == []
+        watch.has_heir = True
+        await until(lambda: watch.removed, "it is removed as soon as somebody is there")
+        assert watch.removed == [("frozen", SEATS)]

@@ -5,11 +5,13 @@ import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from app.adapters.process_state import Posture
+from app.domain import detector
 from app.domain.cluster import GroupSeat, NodeView, ProcessView
 from app.domain.detector import Own, Patience, awake
-from app.node_peers import MACHINE, Peers
+from app.node_peers import MACHINE, PID, Peers
 from tests.helpers.kafka import until
 
 PATIENCE = Patience(beat_s=0.05, frozen_after_s=0.4, unreachable_after_s=0.5)
@@ -102,6 +104,22 @@ async def test_a_process_that_stands_still_on_this_machine_is_removed():
     async with cluster(2, machine="here", posture="stopped") as (first, second):
         second.peers._known["n0"].link.cancel()  # it beats no more, and keeps its sockets
         await until(lambda: first.removed == ["member-of-n1"], "it is removed")
+
+
+async def test_that_a_node_was_slow_before_helps_it_only_while_its_kernel_does_not_call_it_stopped():
+    cases: list[tuple[Posture, float]] = [("stopped", 0.43), ("gone", 4 * PATIENCE.unreachable_after_s)]
+    for posture, silent_s in cases:
+        node = Node("n0", "here", posture)
+        now_s = 1_000.0
+        node.peers._monotonic_s = lambda: 1_000.0
+        other = replace(Node("n1", "here", posture).view(), beats="127.0.0.1:1", facts={MACHINE: "here", PID: "1"})
+        node.peers.know([other])
+        node.peers._known["n1"].state = detector.Peer(now_s, longest_gap_s=10.0)
+        for after_s, removed in ((silent_s - 0.01, []), (silent_s, ["member-of-n1"])):
+            node.peers.look(Own(now_s, now_s), now_s + after_s)
+            await asyncio.gather(*node.peers._under_way)
+            assert node.removed == removed
+        await node.peers.close()
 
 
 async def test_a_silent_node_is_removed_only_when_nobody_hears_it():
