@@ -27,9 +27,19 @@ CE_TYPE_SAMPLE = "headrace.telemetry.sample.v1"
 # ---- encode
 
 
+def dumps(value: Any) -> bytes:
+    """JSON in a piece of memory of its own size.
+
+    orjson hands out the buffer that it wrote into, cut short, and what was cut off stays a hole beside it: 50,000
+    records of 428 bytes that wait to be sent took 196 MiB, copied they take 23. The copy also makes the buffer the next
+    one's, which is why it is quicker, 0.7 instead of 2.6 µs.
+    """
+    return memoryview(orjson.dumps(value)).tobytes()
+
+
 def encode_sample(sample: Sample) -> bytes:
     """A sample as JSON; orjson writes NaN and infinities as null, so that none ever leaves."""
-    return orjson.dumps(_sample_fields(sample))
+    return dumps(_sample_fields(sample))
 
 
 def _sample_fields(sample: Sample) -> dict[str, Any]:
@@ -81,7 +91,7 @@ def _second(at_s: int) -> bytes:
 def encode_metadata(metadata: DeviceMetadata) -> bytes:
     """A device's birth certificate, for the compacted topic."""
     device = metadata.device
-    return orjson.dumps(
+    return dumps(
         {
             "device_id": device.device_id,
             "device_type": device.device_type,
@@ -111,7 +121,7 @@ def encode_metadata(metadata: DeviceMetadata) -> bytes:
 
 def encode_truth(fault: Fault) -> bytes:
     """A fault as it truly was; `to_ts` is null in the record of its beginning."""
-    return orjson.dumps(fault._asdict())
+    return dumps(fault._asdict())
 
 
 def encode_signal(signal: Signal) -> bytes:
@@ -120,12 +130,12 @@ def encode_signal(signal: Signal) -> bytes:
     fields["evidence"] = dict(signal.evidence)
     fields["cleared_at"] = signal.at if signal.state == "cleared" else None
     fields["trigger"] = None if signal.trigger is None else signal.trigger._asdict()
-    return orjson.dumps(fields)
+    return dumps(fields)
 
 
 def encode_command(command: DeviceCommand) -> bytes:
     """A command without the fields that it does not use."""
-    return orjson.dumps({name: value for name, value in command._asdict().items() if value is not None})
+    return dumps({name: value for name, value in command._asdict().items() if value is not None})
 
 
 def encode_dead_letter(
@@ -140,7 +150,7 @@ def encode_dead_letter(
     file: str | None = None,
 ) -> bytes:
     """A record that cannot be used, with where it stood: topic, partition, offset or file, line."""
-    return orjson.dumps(
+    return dumps(
         {
             "reason": reason,
             "detail": detail,
@@ -156,12 +166,12 @@ def encode_dead_letter(
 
 def encode_rollup(rollup: Rollup) -> bytes:
     """A rollup, its fields by name."""
-    return orjson.dumps(dict(zip(Rollup._fields, rollup, strict=True)))
+    return dumps(dict(zip(Rollup._fields, rollup, strict=True)))
 
 
 def encode_late(late: Late, topic: str, partition: int) -> bytes:
     """A sample that came too late for every window, with where it stood on the telemetry topic."""
-    return orjson.dumps(
+    return dumps(
         {
             **_sample_fields(late.sample),
             "late_by_ms": late.late_by_ms,
@@ -179,7 +189,7 @@ def encode_dead_letter_record(letter: DeadLetter) -> bytes:
     fields = letter._asdict()
     original = fields.pop("value")
     del fields["is_cut"]  # told by `truncated`
-    return orjson.dumps(
+    return dumps(
         {
             **fields,
             "key": _base64(letter.key),

@@ -34,7 +34,7 @@ def definitions(effects_url: str) -> list[dict[str, Any]]:
         "id": LIGHT,
         "tasks": {
             "near": _step("source", number="${input.n}"),
-            "next": {**_step("transform", rows="${near}"), "needs": ["near"]},
+            "next": {**_step("transform"), "needs": ["near"]},
         },
     }
     return [definition(effects_url), light, {"id": POISON, "tasks": {"bad": bad, EFFECT: {**effect, "needs": ["bad"]}}}]

@@ -58,7 +58,7 @@ def dumps(value: Any, where: str = "result", first: int = 0) -> bytes:
     `where` is what the value is called there, `first` the number of a list's first item.
     """
     try:
-        encoded = orjson.dumps(value)
+        encoded = memoryview(orjson.dumps(value)).tobytes()  # as `app.codec.dumps`, and why
     except (orjson.JSONEncodeError, RecursionError) as error:
         raise find_fault(value, where, first=first) or NotJson(where, f"cannot be written as JSON: {error}") from error
     # orjson writes NaN and infinities as null: who reads it later would take a broken computation for a gap.
