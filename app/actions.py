@@ -43,6 +43,7 @@ ACTIONS: dict[str, str] = {
     "sink_unavailable": "A sink did not take a batch; it is given it again in `wait_ms`; `attempt` counts failures.",
     "sink_recovered": "A sink takes rows again after `attempts`.",
     "sink_repeat": "A file sink was given rows that are in its files already; they are left out.",
+    "http_client_unclosed": "Connections of HTTP tasks that nobody needs any more ended with an error.",
     "task_type_broken": "A plug-in of a task type cannot be used; the message says why.",
     "kafka_restarted": "The embedded Kafka had died and was started again.",
     "topic_mismatch": "A topic exists with other settings than declared; it is used as it is.",

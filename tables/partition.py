@@ -202,6 +202,8 @@ class TablePartition:
         forgotten: Iterable[bytes],
         timestamp_ms: int,
         known_before: Mapping[bytes, bytes | None] = MappingProxyType({}),
+        *,
+        can_be_undone: bool = True,
     ) -> Transaction:
         number = self._number + 1
         rows = list(self._changelog_records(changes.rows, Tag(self._epoch, number), timestamp_ms))
@@ -209,8 +211,9 @@ class TablePartition:
         batch: list[tuple[bytes, bytes | None]] = [(ROWS + key, value) for key, value in changes.rows.items()]
         batch.extend((key, None) for key in forgotten)
         batch.append((pending_key(number), pending))
-        before = {key: known_before[key] if key in known_before else self.get(key) for key in changes.rows}
-        batch.append((undo_key(number), pack_undo(before)))
+        if can_be_undone:
+            before = {key: known_before[key] if key in known_before else self.get(key) for key in changes.rows}
+            batch.append((undo_key(number), pack_undo(before)))
         meta = Meta(self._epoch, number, self._marked, self._changelog_next, timestamp_ms, applied, self._delivered)
         batch.append((META, meta.to_bytes()))
         self._store.write(batch)
@@ -458,6 +461,7 @@ class TablePartition:
         repaired = Changes(rows={key: self.get(key) for key in disputed})
         forgotten = [key for key, _ in self._store.range(UNDO, UNDO_END)]
         before: dict[bytes, bytes | None] = {}  # what they were when the last transaction counted
+        can_be_undone = True
         for packed in undelivered:
             repaired.outputs += unpack_outbox(packed)[1]
         for key, packed in self._store.range(PENDING, PENDING_END):
@@ -469,8 +473,13 @@ class TablePartition:
             repaired.outputs += outputs
             if number > resend_after:
                 repaired.rows.update((row, self.get(row)) for row in keys)
-                before = unpack_undo(self._store.get(undo_key(number)) or b"") | before
-        written = replace(self._write(repaired, dict(self.applied), forgotten, timestamp_ms, before), outbox=None)
+                undo = self._store.get(undo_key(number))
+                can_be_undone &= undo is not None  # a store of before there were any (decision 0017)
+                before = unpack_undo(undo or b"") | before
+        written = self._write(
+            repaired, dict(self.applied), forgotten, timestamp_ms, before, can_be_undone=can_be_undone
+        )
+        written = replace(written, outbox=None)
         await self.settle(written, timestamp_ms=timestamp_ms)
 
     def close(self) -> None:

@@ -178,18 +178,17 @@ class Opening:
             if reason is not None:
                 self.begin_anew(reason)
                 emptied = True
+            reason = None
             try:
                 await self._read(reader, end)
+                self._last_marked = self.replay.marked
+                if self.replay.overruled and self.go_back():
+                    continue
+                reason = self.doubts(now_ms)
             except EnvironmentError_ as error:
                 if not error.facts.get("damaged"):
                     raise
                 reason = str(error)
-                continue
-            reason = None
-            self._last_marked = self.replay.marked
-            if self.replay.overruled and self.go_back():
-                continue
-            reason = self.doubts(now_ms)
             if reason is None:
                 return emptied
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,6 +50,7 @@ class Resources:
         self._engines: OrderedDict[tuple[str, bool], AsyncEngine] = OrderedDict()
         self._producer: BatchProducer | None = None
         self._opening = asyncio.Lock()
+        self._trust: ssl.SSLContext | None = None
         self.http = HttpClients(self._http_client, settings.http_connections)
 
     async def engine(self, url: str, *, read_only: bool = False) -> "AsyncEngine":
@@ -88,9 +90,14 @@ class Resources:
 
         # At INFO the client logs each URL whole, and a URL may hold a secret.
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        if self._trust is None:
+            self._trust = httpx.create_ssl_context(trust_env=False)
         return httpx.AsyncClient(
             transport=CheckedTransport(
-                self.settings.allow_private_addresses, None, keep_alive=self.settings.http_connections
+                self.settings.allow_private_addresses,
+                None,
+                keep_alive=self.settings.http_connections,
+                trust=self._trust,
             ),
             timeout=httpx.Timeout(None, connect=self.settings.http_connect_timeout_ms / 1000),
             follow_redirects=False,

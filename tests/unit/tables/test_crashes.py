@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from app.errors import EnvironmentError_, Fenced
 from app.ports import Followed
 from tables.changelog import Replay
+from tables.meta import UNDO, UNDO_END
 from tables.outbox import unpack_outbox
 from tables.partition import SingleTrip, TablePartition, Transaction
 from tables.restore import Opening
@@ -184,6 +185,14 @@ class Crashes(RuleBasedStateMachine):
     def damage(self, which: int) -> None:
         if self.disks[which].user is None and not any(one.disk is self.disks[which] for one in self.alive):
             self.disks[which].damaged = True
+
+    @rule(which=st.integers(0, 2))
+    def age(self, which: int) -> None:
+        """It is the disk of a version that wrote down nothing to undo (before decision 0017)."""
+        disk = self.disks[which]
+        if disk.user is None and not any(one.disk is disk for one in self.alive):
+            kept = {key: value for key, value in disk.states[-1].items() if not UNDO <= key < UNDO_END}
+            disk.states.append(kept)
 
     @precondition(lambda self: self.repaired_upto > 0)
     @rule()

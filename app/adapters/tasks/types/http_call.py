@@ -61,11 +61,18 @@ async def fetch(request: Request, resources: Resources) -> Response:
 
 
 async def _fetch(request: Request, url: httpx.URL, resources: Resources, span: CallSpan | None) -> Response:
+    begun = asyncio.Event()
     try:
         async with asyncio.timeout(request.timeout_s):
-            return await _exchange(request, url, resources, span)
+            return await _exchange(request, url, resources, span, begun)
     except TimeoutError as error:
-        raise TaskFailed("HttpTimeout", f"{_where(url)} did not answer within {request.timeout_s:g} s") from error
+        text = f"{_where(url)} did not answer within {request.timeout_s:g} s"
+        if not begun.is_set():
+            text = (
+                f"nothing was sent to {_where(url)} within {request.timeout_s:g} s: "
+                f"{resources.settings.http_connections} other requests were under way (tasks.http_connections)"
+            )
+        raise TaskFailed("HttpTimeout", text) from error
     except PrivateAddress as error:
         raise TaskFailed("PrivateAddress", f"{error} (tasks.allow_private_addresses)", retryable=False) from error
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
@@ -81,9 +88,12 @@ async def _fetch(request: Request, url: httpx.URL, resources: Resources, span: C
         raise TaskFailed("HttpUnavailable", f"{_where(url)} does not answer: {text}") from error
 
 
-async def _exchange(request: Request, url: httpx.URL, resources: Resources, span: CallSpan | None) -> Response:
+async def _exchange(
+    request: Request, url: httpx.URL, resources: Resources, span: CallSpan | None, begun: asyncio.Event
+) -> Response:
     context = {} if span is None else {HEADER: span.header}
     async with resources.http.turn() as client:
+        begun.set()
         try:
             built = client.build_request(
                 request.method,
