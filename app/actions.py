@@ -31,6 +31,7 @@ ACTIONS: dict[str, str] = {
     "broker_unavailable": "The broker does not answer; the work is tried again.",
     "topics_created": "Topics that were missing were created.",
     "partitions_lost": "The process stood still, its partitions have other owners, and it ends; `stood_s`.",
+    "stage_stalled": "Records wait and none was processed for a while; `waits` says where each task of the loop waits.",
     "stage_failed": "A stage with tables failed while it stopped; what it held is read again.",
     "agent_failed": "An agent failed; the process ends and the records are read again.",
     "header_unreadable": "A record's header has a name that is not UTF-8; the name is kept with marks in it.",
@@ -58,6 +59,7 @@ ACTIONS: dict[str, str] = {
     "trigger_records_late": "Records are read later than ended executions are kept: one read again would start anew.",
     "trigger_topics": "The topics that workflows listen to are read from now on; `topics`.",
     # Tables
+    "table_unflushed": "A store could not be closed in order; what that loses is on the changelog.",
     "table_restored": "A partition of a table is open; how many changelog records it took, and how long.",
     "table_restoring": "A partition of a table is being read back from its changelog; how far it is.",
     "partition_fenced": "A partition is another owner's, or may be: it is given up and the group is asked anew.",

@@ -301,11 +301,33 @@ async def watch(health: HealthRegistry, settings: Settings, monotonic_s: Callabl
             seen = progress()
             known = watches.get(name)
             watches[name] = watchdog.begin(now_s, seen) if known is None else watchdog.observe(known, now_s, seen)
-            if watchdog.verdict(watches[name], policy) == "dead":
+            found = watchdog.verdict(watches[name], policy)
+            if found != "ok" and known is not None and watchdog.verdict(known, policy) == "ok":
+                log.error(
+                    "%s: %s for %.0f s",
+                    name,
+                    watches[name].complaint,
+                    watches[name].idle_s,
+                    extra={"action": "stage_stalled", "waits": where_tasks_wait()},
+                )
+            if found == "dead":
                 raise Stalled(f"{name}: {watches[name].complaint} for {watches[name].idle_s:.0f} s.")
         for name in watches.keys() - health.watched.keys():
             del watches[name]
         await asyncio.sleep(settings.health.watchdog_interval_s)
+
+
+def where_tasks_wait() -> list[str]:
+    """Each task of this loop by name, and the awaits it is in, the innermost last: what a stall is found by."""
+    found = []
+    for task in asyncio.all_tasks():
+        places: list[str] = []
+        awaited: Any = task.get_coro()
+        while awaited is not None and (frame := getattr(awaited, "cr_frame", None)) is not None:
+            places.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+            awaited = getattr(awaited, "cr_await", None)
+        found.append(f"{task.get_name()}: {' > '.join(places[-6:])}")
+    return sorted(found)
 
 
 def _progress_check(watches: dict[str, Watch], policy: StallPolicy) -> Check:

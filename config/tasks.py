@@ -25,7 +25,8 @@ class TasksSettings(Section):
         ge=0,
         le=100_000,
         unit="tasks",
-        description="Attempts that may wait for a thread, and as many for a process; more are refused.",
+        description="Attempts that may wait for a thread, as many for a process and as many for an HTTP connection;"
+        " more do not begin.",
     )
     queue_in_flight: int = setting(
         256, ge=1, le=100_000, unit="tasks", description="Orders of one queue partition that are under way at once."
@@ -118,7 +119,11 @@ class TasksSettings(Section):
         description="Let source.http and sink.http reach private addresses; off keeps inner services safe.",
     )
     http_connections: int = setting(
-        32, ge=1, le=10_000, unit="connections", description="HTTP requests of one process at once; others wait."
+        32,
+        ge=1,
+        le=10_000,
+        unit="requests",
+        description="HTTP requests of one process at once; others wait, which is no part of their time-out.",
     )
     http_connect_timeout_ms: int = setting(
         5_000, ge=1, le=600_000, unit="ms", description="An HTTP connection that is not up by then counts as failed."

@@ -143,11 +143,12 @@ class App(faust.App):
         return given
 
     def ask_for_round(self) -> None:
-        """Have the group's leader seat its members anew."""
+        """Have the group's leader seat its members anew; of a consumer that has ended, nothing."""
         client = self.consumer._thread
         coordinator = getattr(client._consumer, "_coordinator", None)
         if coordinator is not None:
-            client.thread_loop.call_soon_threadsafe(coordinator.request_rejoin)
+            with contextlib.suppress(RuntimeError):  # its event loop is closed
+                client.thread_loop.call_soon_threadsafe(coordinator.request_rejoin)
 
     def is_member(self, timeout_s: float) -> bool | None:
         """Whether the group still counts this member to its generation; None when that cannot be told in time.

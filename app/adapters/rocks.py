@@ -1,5 +1,6 @@
 """RocksDB as one partition's store: ordered bytes to bytes, written in atomic batches."""
 
+import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from weakref import WeakSet
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 
 from app.errors import EnvironmentError_
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class _Ended:
     """Stands for RocksDB's iterator once it is let go: an iterator that lives on keeps the folder locked."""
 
     def __getattr__(self, name: str) -> Any:
-        raise EnvironmentError_("the tables were closed while a range was read")
+        raise EnvironmentError_("the tables were closed meanwhile")
 
 
 _ENDED: Final = _Ended()
@@ -77,7 +80,7 @@ class RocksStore:
         if (path / DAMAGED).exists():
             raise _damaged(path, (path / DAMAGED).read_text())
         try:
-            self._db = Rdict(str(path), options=limits.options())
+            self._db: Any = Rdict(str(path), options=limits.options())
         except Exception as error:  # rocksdict raises bare Exception
             raise _unreadable(path, error) from error
         self._cursors: WeakSet[_Cursor] = WeakSet()
@@ -131,10 +134,19 @@ class RocksStore:
         return cursor
 
     def close(self) -> None:
-        """Flush and let go of the folder; ranges that are not read to their end raise when they go on."""
+        """Flush and let go of the folder; ranges that are not read to their end raise when they go on.
+
+        A store that is damaged, or whose disk is full, cannot flush: what that loses is on the changelog.
+        """
         for cursor in list(self._cursors):
             cursor.walk = _ENDED
-        self._db.close()
+        if self._db is _ENDED:
+            return
+        try:
+            self._db.close()
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            log.warning("%s It is let go of.", self._failed(error), extra={"action": "table_unflushed"})
+            self._db = _ENDED  # with the last reference RocksDB lets go of the folder in any case
 
     def _failed(self, error: Exception) -> EnvironmentError_:
         text = str(error)

@@ -1,6 +1,7 @@
 """What only a webhook does: answers, redirects, slow receivers, addresses that must not be reached."""
 
 import asyncio
+import contextlib
 import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -36,7 +37,8 @@ async def listening(talk: Talk) -> AsyncIterator[str]:
             await talk(reader, writer)
         finally:
             writer.close()
-            await writer.wait_closed()
+            with contextlib.suppress(ConnectionError):  # the client has given it up
+                await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:

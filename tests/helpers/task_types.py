@@ -23,6 +23,7 @@ from app.adapters.tasks.preparation import Preparation
 from app.adapters.tasks.processes import ProcessLimits, ProcessPool
 from app.adapters.tasks.protocol import Kind, TaskCall, TaskType
 from app.adapters.tasks.secrets import Secrets
+from app.adapters.tasks.turns import turn
 from app.domain.workflow.commands import Heartbeat, Report
 from app.domain.workflow.orders import TaskOrder
 from app.errors import TaskFailed
@@ -94,6 +95,24 @@ class Coroutine:
 
 async def _blocks(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251 - on purpose
+
+
+class Sharing:
+    """Holds the only one of something for as long as it is told."""
+
+    name = "test.sharing"
+    params_model = Params
+    kind: Kind = "async"
+    pure = False
+    takes_turns = True
+
+    def __init__(self) -> None:
+        self._turns = asyncio.Semaphore(1)
+
+    async def run(self, call: TaskCall[Params]) -> Any:
+        async with turn(self._turns):
+            await asyncio.sleep(call.params.value)
+        return call.params.value
 
 
 class Blocking:
@@ -273,7 +292,7 @@ class Types:
     """The types above by name."""
 
     def __init__(self) -> None:
-        self._types: dict[str, TaskType] = {one.name: one for one in (Coroutine(), Blocking(), Processed())}
+        self._types: dict[str, TaskType] = {one.name: one for one in (Coroutine(), Sharing(), Blocking(), Processed())}
 
     def get(self, name: str) -> TaskType:
         if name not in self._types:

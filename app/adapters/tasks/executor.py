@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from app import metrics
-from app.adapters.tasks import guard
+from app.adapters.tasks import guard, turns
 from app.adapters.tasks.failures import told
 from app.adapters.tasks.payload import Payloads, TooLarge, encode, encode_in_thread, is_plain
 from app.adapters.tasks.preparation import Preparation, Prepared, Unprepared
@@ -58,7 +58,7 @@ class _Run:
 
     __slots__ = (
         "beat_s", "began_s", "cancelled", "deadline_s", "heard_s", "in_thread", "kind", "left_s", "order", "process",
-        "redact", "report", "runs", "started_ms", "task", "verdict",
+        "redact", "report", "runs", "started_ms", "task", "verdict", "waits", "waits_since_s",
     )  # fmt: skip
 
     def __init__(self, order: TaskOrder, report: Reported, kind: Kind | None) -> None:
@@ -75,6 +75,8 @@ class _Run:
         self.started_ms = 0
         self.began_s = self.heard_s = self.beat_s = 0.0
         self.deadline_s = self.left_s = float("inf")  # when it is ended; when it is left behind
+        self.waits = 0  # for a turn at something shared
+        self.waits_since_s = 0.0
 
 
 class Executor:
@@ -102,6 +104,7 @@ class Executor:
         self._runs: dict[int, _Run] = {}  # by identity, in the order they came
         self._by_execution: dict[str, list[_Run]] = {}
         self._of_kind: dict[Kind | None, int] = {"async": 0, "blocking": 0, "process": 0, None: 0}
+        self._in_line = 0  # who waits for a turn
         self._left: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -132,6 +135,8 @@ class Executor:
         kind = self._preparation.kind(order)
         if kind is not None and kind != "async" and self._of_kind[kind] >= self._room(kind):
             return False
+        if self._in_line >= self.limits.waiting and self._preparation.takes_turns(order):
+            return False
         run = _Run(order, report, kind)
         self._of_kind[kind] += 1
         self._runs[id(run)] = run
@@ -139,8 +144,7 @@ class Executor:
         now_s = self._clock.monotonic_s()
         run.heard_s = run.began_s = now_s
         run.started_ms = self._clock.now_ms()
-        if order.deadline_ms is not None:
-            run.deadline_s = now_s + (order.deadline_ms - run.started_ms) / 1000
+        run.deadline_s = self._unwanted_s(order, now_s)
         run.task = self._loop.create_task(self._attend(run))
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
@@ -217,6 +221,7 @@ class Executor:
 
     async def _run_async(self, run: _Run, prepared: Prepared) -> Any:
         self._check_left(self.abandoned_coroutines, "coroutine")
+        turns.tell(lambda waits: self._waits(run) if waits else self._has_its_turn(run))
         carry_out = _method(prepared.task_type, "run")
         guard.enter()
         try:
@@ -296,6 +301,27 @@ class Executor:
         run.started_ms = self._clock.now_ms()
         timeout_s = run.order.timeout_s
         run.deadline_s = min(run.deadline_s, now_s + (self.limits.timeout_s if timeout_s is None else timeout_s))
+
+    def _waits(self, run: _Run) -> None:
+        """It waits for a turn: its time-out does not go on."""
+        self._in_line += 1
+        run.waits += 1
+        if run.waits == 1:
+            run.runs, run.waits_since_s = False, self._clock.monotonic_s()
+
+    def _has_its_turn(self, run: _Run) -> None:
+        self._in_line -= 1
+        run.waits -= 1
+        if run.waits == 0:
+            now_s = self._clock.monotonic_s()
+            run.deadline_s = min(run.deadline_s + now_s - run.waits_since_s, self._unwanted_s(run.order, now_s))
+            run.runs, run.heard_s = True, now_s
+
+    def _unwanted_s(self, order: TaskOrder, now_s: float) -> float:
+        """When nobody wants the result any more."""
+        if order.deadline_ms is None:
+            return float("inf")
+        return now_s + (order.deadline_ms - self._clock.now_ms()) / 1000
 
     def _check_left(self, left: int, what: str) -> None:
         if left > self.limits.abandoned:
@@ -377,6 +403,9 @@ class Executor:
                 self._leave(run)
             elif run.cancelled:
                 continue
+            elif run.waits:
+                if now_s >= self._unwanted_s(run.order, now_s):
+                    self._give_up(run, "Timeout", "the attempt waited for its turn until nobody wanted its result")
             elif now_s >= run.deadline_s:
                 what = "did not end" if run.runs else "waited for its turn and did not begin"
                 self._give_up(run, "Timeout", f"the attempt {what} within {run.deadline_s - run.began_s:.3g} s")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from app.adapters.tasks.turns import turn
 from app.errors import TaskFailed
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class HttpClients:
     @contextlib.asynccontextmanager
     async def turn(self) -> "AsyncIterator[httpx.AsyncClient]":
         """One request: send it and read its answer within this block. Raises `TaskFailed` once this is closed."""
-        async with self._turns:
+        async with turn(self._turns):
             if self._closed:
                 raise TaskFailed("HttpUnavailable", "the process stops")
             if self._shared is None:

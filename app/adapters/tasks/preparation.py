@@ -82,6 +82,11 @@ class Preparation:
         shape = self._shapes.get((order.workflow, order.version, order.task, order.type))
         return _place(order, shape.task_type, shape.kind) if shape is not None and shape.kind is not None else None
 
+    def takes_turns(self, order: TaskOrder) -> bool:
+        """Whether its type waits for a turn at something shared, as far as that is known before it is prepared."""
+        shape = self._shapes.get((order.workflow, order.version, order.task, order.type))
+        return shape is not None and getattr(shape.task_type, "takes_turns", False)
+
     async def prepare(self, order: TaskOrder) -> tuple[Prepared, Callable[[str], str]]:
         """(1) to (5), and what hides this attempt's secrets. Raises what the steps raise."""
         shape = self._shape(order)

@@ -92,7 +92,8 @@ class TaskType(Protocol):
     `from`). `pure`: the same params and rows give the same result and touch nothing, so that an attempt may run
     twice or before its input is durable. A type may have `kind_of(params) -> Kind`, where the place
     depends on the call, and `check(params, resources)`, which is called on the loop before the attempt (resources may
-    be None) and may raise `TaskFailed`.
+    be None) and may raise `TaskFailed`. One with `takes_turns` = True calls something of which `resources` lets only
+    so many be under way: what it waits for that is no part of its time-out, and beyond `tasks.waiting` none begins.
     The result must be JSON: None, bool, int, finite float, str, list, dict with text keys.
     An attempt fails by raising: `TaskFailed` says type, message, retryable and detail; any other exception is
     reported by its class name and is retryable.

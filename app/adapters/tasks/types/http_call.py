@@ -61,18 +61,11 @@ async def fetch(request: Request, resources: Resources) -> Response:
 
 
 async def _fetch(request: Request, url: httpx.URL, resources: Resources, span: CallSpan | None) -> Response:
-    begun = asyncio.Event()
     try:
-        async with asyncio.timeout(request.timeout_s):
-            return await _exchange(request, url, resources, span, begun)
+        async with resources.http.turn() as client, asyncio.timeout(request.timeout_s):
+            return await _exchange(request, url, client, span)
     except TimeoutError as error:
-        text = f"{_where(url)} did not answer within {request.timeout_s:g} s"
-        if not begun.is_set():
-            text = (
-                f"nothing was sent to {_where(url)} within {request.timeout_s:g} s: "
-                f"{resources.settings.http_connections} other requests were under way (tasks.http_connections)"
-            )
-        raise TaskFailed("HttpTimeout", text) from error
+        raise TaskFailed("HttpTimeout", f"{_where(url)} did not answer within {request.timeout_s:g} s") from error
     except PrivateAddress as error:
         raise TaskFailed("PrivateAddress", f"{error} (tasks.allow_private_addresses)", retryable=False) from error
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
@@ -88,27 +81,23 @@ async def _fetch(request: Request, url: httpx.URL, resources: Resources, span: C
         raise TaskFailed("HttpUnavailable", f"{_where(url)} does not answer: {text}") from error
 
 
-async def _exchange(
-    request: Request, url: httpx.URL, resources: Resources, span: CallSpan | None, begun: asyncio.Event
-) -> Response:
+async def _exchange(request: Request, url: httpx.URL, client: httpx.AsyncClient, span: CallSpan | None) -> Response:
     context = {} if span is None else {HEADER: span.header}
-    async with resources.http.turn() as client:
-        begun.set()
-        try:
-            built = client.build_request(
-                request.method,
-                url,
-                headers=merged({"accept-encoding": "gzip", **context}, request.headers),
-                params=None if request.query is None else dict(request.query),
-                content=request.body,
-            )
-        except (TypeError, ValueError) as error:
-            raise TaskFailed("InvalidRequest", f"the request cannot be made: {error}", retryable=False) from error
-        response = await client.send(built, stream=True)
-        try:
-            return Response(response.status_code, response.headers, await _body(request, response))
-        finally:
-            await response.aclose()
+    try:
+        built = client.build_request(
+            request.method,
+            url,
+            headers=merged({"accept-encoding": "gzip", **context}, request.headers),
+            params=None if request.query is None else dict(request.query),
+            content=request.body,
+        )
+    except (TypeError, ValueError) as error:
+        raise TaskFailed("InvalidRequest", f"the request cannot be made: {error}", retryable=False) from error
+    response = await client.send(built, stream=True)
+    try:
+        return Response(response.status_code, response.headers, await _body(request, response))
+    finally:
+        await response.aclose()
 
 
 async def _body(request: Request, response: httpx.Response) -> bytes:

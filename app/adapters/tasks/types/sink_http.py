@@ -40,6 +40,7 @@ class HttpSinkTask:
     name = "sink.http"
     params_model = HttpSinkParams
     kind: Kind = "async"
+    takes_turns = True
     pure = False
 
     async def run(self, call: TaskCall[HttpSinkParams]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class HttpSource:
     name = "source.http"
     params_model = HttpSourceParams
     kind: Kind = "async"
+    takes_turns = True
     pure = False
 
     async def run(self, call: TaskCall[HttpSourceParams]) -> Any:

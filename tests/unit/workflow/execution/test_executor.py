@@ -309,3 +309,50 @@ async def test_large_result_becomes_a_file_and_is_read_for_the_task_that_needs_i
         )
         assert lost.error is not None
         assert lost.error.type == "PayloadGone"
+
+
+async def test_what_an_attempt_waits_for_its_turn_is_no_part_of_its_time_out() -> None:
+    reports = Reports()
+    async with executor() as running:
+        for number in range(20):
+            assert running.submit(order("test.sharing", value=0.05, timeout_s=0.5, item=number), reports)
+        found = await reports.wait_for(20)
+    assert [report.error for report in found] == [None] * 20, "the last waited for a second"
+
+
+async def test_one_that_has_its_turn_for_too_long_is_ended_and_the_next_has_it() -> None:
+    reports = Reports()
+    async with executor(QUICK) as running:
+        assert running.submit(order("test.sharing", value=60, timeout_s=0.1, item=0), reports)
+        assert running.submit(order("test.sharing", value=0, timeout_s=0.1, item=1), reports)
+        first, second = await reports.wait_for(2)
+    assert first.error is not None
+    assert (first.error.type, second.error) == ("Timeout", None)
+
+
+async def test_one_whose_result_nobody_wants_any_more_does_not_wait_on() -> None:
+    reports = Reports()
+    async with executor(QUICK) as running:
+        assert running.submit(order("test.sharing", value=60, item=0), reports)
+        soon_ms = running._clock.now_ms() + 100
+        assert running.submit(order("test.sharing", value=0, item=1, deadline_ms=soon_ms), reports)
+        (report,) = await reports.wait_for(1)
+        running.cancel("e-1")
+    assert report.item == 1
+    assert report.error is not None
+    assert "waited for its turn" in report.error.message
+
+
+async def test_so_many_may_wait_for_a_turn_and_others_go_past_them() -> None:
+    reports = Reports()
+    async with executor(ExecutorLimits(waiting=2, cancel_grace_s=0.05)) as running:
+        assert (await run(running, order("test.sharing", value=0))).error is None  # its type is known from now on
+        for number in range(3):
+            assert running.submit(order("test.sharing", value=60, task="test.sharing/echo/0", item=number), reports)
+            await asyncio.sleep(0)
+        await eventually(lambda: running._in_line == 2)
+        assert not running.submit(order("test.sharing", value=60, task="test.sharing/echo/0", item=3), reports)
+        assert (await run(running, order("test.async", value="past"))).result == "past"
+        running.cancel("e-1")
+        await eventually(lambda: running.free == running.limits.concurrency)
+        assert running._in_line == 0
