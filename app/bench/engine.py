@@ -65,6 +65,7 @@ class Engine:
             **(settings or {}),
         }
         self.children: dict[str, Child] = {}
+        self.ended_by_themselves = 0
 
     async def __aenter__(self) -> Self:
         if WORKFLOW_COMMANDS.name in await self._broker.topics():
@@ -87,7 +88,7 @@ class Engine:
 
     async def kill(self, name: str) -> None:
         """SIGKILL one process."""
-        self.children[name].process.kill()
+        self._signal(name, signal.SIGKILL)
         await self.children[name].process.wait()
 
     def freeze(self, name: str) -> None:
@@ -101,6 +102,7 @@ class Engine:
             try:
                 await self._until_ready(one)
             except SideFailed:
+                self.ended_by_themselves += 1
                 await self.start_again(one)
 
     def _signal(self, name: str, number: int) -> None:

@@ -22,7 +22,7 @@ from app.bench.broker import BenchBroker
 from app.bench.child import SideFailed
 from app.bench.engine import Engine, start_batch
 from app.bench.environments import Say
-from app.bench.load import AnswerLost, Pool
+from app.bench.load import Pool
 from app.bench.plot import as_text, write_png
 from app.bench.result import Result, Run
 from app.bench.series import machine
@@ -37,6 +37,8 @@ ENGINES: Final = ("coordinator-1", "coordinator-2")
 WORKFLOW: Final = "bench-failover"
 QUIET_S: Final = 2.0
 AFTER_MS: Final = 1_500
+# With fewer of its starts accepted the load is another one than it says.
+ACCEPTED_SHARE: Final = 0.95
 BIN_MS: Final = 20
 BEFORE_MS: Final = 400
 # One reading of a hundred kills' histories, 3,000,000 events, is half a minute of it.
@@ -59,15 +61,28 @@ DEFINITION: Final[dict[str, Any]] = {
 class Ends:
     """What the histories say: when executions ended, by partition (ms, ascending), and when each began and ended.
 
+    The instants are those that the deciding engine wrote down; an execution's begins when the API accepted it.
     `sent_again` are ends that a new owner sent once more, not knowing that they were out; `changed` those that then
-    said something else, which no end may.
+    said something else, which no end may; `failed` those that did not succeed. `started` and `ended` are ids.
     """
 
     by_partition: dict[int, list[int]] = field(default_factory=dict)
     lives: list[tuple[int, int]] = field(default_factory=list)
     sent_again: int = 0
     changed: int = 0
-    started: int = 0
+    failed: int = 0
+    started: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Sent:
+    """What became of the starts: `accepted` are the executions, `refused` and `lost` starts."""
+
+    asked: int = 0
+    accepted: set[str] = field(default_factory=set)
+    refused: int = 0
+    lost: int = 0
 
 
 async def bench_failover(
@@ -98,6 +113,7 @@ async def bench_failover(
                 await _hurt(engine, ENGINES[number % len(ENGINES)], stop=stop)
             await asyncio.sleep(QUIET_S)
         ends = await _all_ended(engine, sent)
+        ended_by_themselves = engine.ended_by_themselves
     gaps = [gap_ms(ends, instant) for instant in instants]
     recovered = [in_hand_ms(ends, instant) for instant in instants]
     bars = bins(ends, instants)
@@ -116,11 +132,12 @@ async def bench_failover(
         "signal": "SIGSTOP" if stop else "SIGKILL",
         "kills": kills,
         "rate": rate,
-        "executions": ends.started,
+        "executions": len(ends.ended),
+        "starts": {"asked": sent.asked, "accepted": len(sent.accepted), "refused": sent.refused, "lost": sent.lost},
         "ends_sent_again": ends.sent_again,
-        "ends_changed": ends.changed,
+        "engines_that_ended_by_themselves": ended_by_themselves,
         "gap": "the longest time between two ends on any one partition that a kill falls into or that follows it",
-        "in_hand": "from the kill to the end of the last execution that was under way",
+        "in_hand": "from the kill to the end of the last execution that had been accepted before",
         "plot": text,
         "promises": PROMISES,
         "durability": {OURS: "as `bench workflow`; standby_replicas 1"},
@@ -144,17 +161,25 @@ async def _hurt(engine: Engine, name: str, *, stop: bool) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _loaded(engine: Engine, rate: int) -> AsyncIterator[list[int]]:
-    """Start executions evenly until the block ends; the list counts what was accepted."""
-    accepted = [0]
+async def _loaded(engine: Engine, rate: int) -> AsyncIterator[Sent]:
+    """Start executions evenly until the block ends."""
+    sent = Sent()
     stop = asyncio.Event()
 
     async def one(pool: Pool, number: int) -> None:
         inputs = [{"number": number * BATCH + at} for at in range(BATCH)]
-        with contextlib.suppress(AnswerLost, OSError):
+        sent.asked += BATCH
+        try:
             answer = await pool.request(start_batch(WORKFLOW, inputs))
-            if answer.status == 202:
-                accepted[0] += json.loads(answer.body)["accepted"]
+        except OSError:
+            sent.lost += BATCH
+            return
+        if answer.status != 202:
+            sent.refused += BATCH
+            return
+        found = {item["execution_id"] for item in json.loads(answer.body)["items"] if item["code"] == 202}
+        sent.accepted |= found
+        sent.refused += BATCH - len(found)
 
     async def load() -> None:
         began = time.perf_counter()
@@ -168,50 +193,66 @@ async def _loaded(engine: Engine, rate: int) -> AsyncIterator[list[int]]:
     async with asyncio.TaskGroup() as loading:
         loading.create_task(load())
         try:
-            yield accepted
+            yield sent
         finally:
             stop.set()
 
 
-async def _all_ended(engine: Engine, accepted: Sequence[int]) -> Ends:
+async def _all_ended(engine: Engine, sent: Sent) -> Ends:
+    """Raises `SideFailed` when an accepted execution was lost or did not succeed, and when it is not what was asked."""
+    if len(sent.accepted) < ACCEPTED_SHARE * sent.asked:
+        raise SideFailed(
+            f"of {sent.asked:,} starts {len(sent.accepted):,} were accepted, {sent.refused:,} refused and "
+            f"{sent.lost:,} not answered: gaps under that load say nothing"
+        )
     deadline = time.monotonic() + END_TIMEOUT_S
     while True:
         ends = await _ends(engine)
-        if len(ends.lives) >= max(ends.started, accepted[0]):
-            return ends
+        if sent.accepted | ends.started <= ends.ended:
+            break
         if time.monotonic() > deadline:
-            raise SideFailed(f"{accepted[0]:,} were accepted, {ends.started:,} began, {len(ends.lives):,} have ended")
+            missing = len((sent.accepted | ends.started) - ends.ended)
+            raise SideFailed(f"{missing:,} executions of {len(sent.accepted):,} that were accepted have not ended")
         await asyncio.sleep(1.0)
+    if ends.failed or ends.changed:
+        raise SideFailed(f"{ends.failed:,} executions did not succeed, {ends.changed:,} ended in two ways")
+    return ends
 
 
 async def _ends(engine: Engine) -> Ends:
     found = Ends()
-    began: dict[str, int] = {}
+    asked: dict[str, int] = {}
     ended: dict[str, ExecutionEnded] = {}
     async for partition, run in engine.runs():
         for event in run.events:
             if isinstance(event, ExecutionStarted):
-                began.setdefault(run.execution_id, event.at)
+                asked.setdefault(run.execution_id, event.asked_at or event.at)
             elif isinstance(event, ExecutionEnded):
                 if (first := ended.setdefault(run.execution_id, event)) is not event:
                     found.sent_again += first == event
                     found.changed += first != event
                     continue
+                found.failed += event.status != "succeeded"
                 found.by_partition.setdefault(partition, []).append(event.at)
-                found.lives.append((began.get(run.execution_id, event.at), event.at))
-    found.started = len(began)
+                found.lives.append((asked.get(run.execution_id, event.at), event.at))
+    found.started, found.ended = set(asked), set(ended)
     for instants in found.by_partition.values():
         instants.sort()
     return found
 
 
 def gap_ms(ends: Ends, killed_ms: float) -> float:
-    """The longest time without an end on one partition that reaches into the time after the kill."""
+    """The longest time without an end on one partition that reaches into the time after the kill.
+
+    A partition on which nothing ended any more counts with all of that time.
+    """
     longest = 0.0
+    until_ms = killed_ms + AFTER_MS
     for instants in ends.by_partition.values():
         first = max(0, bisect_left(instants, killed_ms) - 1)
-        last = bisect_right(instants, killed_ms + AFTER_MS)
-        some = instants[first : last + 1]
+        some: list[float] = [*instants[first : bisect_right(instants, until_ms) + 1]]
+        if some[-1] <= until_ms:
+            some.append(until_ms)
         longest = max([longest, *(after - before for before, after in itertools.pairwise(some))])
     return longest
 

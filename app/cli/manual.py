@@ -83,7 +83,7 @@ def _name(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return f"`{_cell(_argument(parameter))}`"
     words = ", ".join((*parameter.opts, *parameter.secondary_opts))
-    metavar = "" if parameter.is_flag else f" {parameter.metavar or str(parameter.display_type).upper()}"
+    metavar = "" if parameter.is_flag else f" {parameter.metavar or parameter.bare_type().upper()}"
     return f"`{_cell(words + metavar)}`"
 
 

@@ -61,7 +61,7 @@ async def test_a_killed_engine_loses_nothing_and_the_gap_is_told(bench: BenchBro
     result = await bench_failover(bench, 1, quiet, quiet, rate=50, plot=tmp_path / "kills.png")
     (run,) = result.runs
     assert result.settings["executions"] > 100
-    assert result.settings["ends_changed"] == 0
+    assert result.settings["starts"]["accepted"] <= result.settings["executions"] <= result.settings["starts"]["asked"]
     assert isinstance(run.value, dict)
     assert run.value["gap_ms"] > 0
     assert (tmp_path / "kills.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,45 @@
+"""Laws of what `bench failover` says of the ends it has read."""
+
+import pytest
+
+from app.bench.failover import AFTER_MS, BEFORE_MS, BIN_MS, Ends, bins, gap_ms, in_hand_ms
+
+KILL_MS = 10_000.0
+
+
+def every(step_ms: int, *, but: range = range(0)) -> list[int]:
+    """Ends of one partition, evenly, but for those in a range."""
+    return [at for at in range(8_000, 14_000, step_ms) if at not in but]
+
+
+@pytest.mark.parametrize(
+    ("partitions", "gap"),
+    [
+        ([every(10)], 10),
+        ([every(10, but=range(10_001, 10_300))], 300),
+        ([every(10), every(10, but=range(9_990, 10_450))], 470),
+        ([every(10, but=range(8_500, 9_500))], 10),
+        ([every(10, but=range(11_000, 12_600))], 1_610),
+        ([every(10, but=range(12_000, 13_000))], 10),
+        ([every(10), every(10, but=range(9_900, 20_000))], AFTER_MS + 110),
+    ],
+    ids=["none", "after", "the worst partition", "long before", "begins within", "begins too late", "nothing any more"],
+)
+def test_the_gap_is_the_longest_that_the_kill_falls_into_or_that_follows_it(
+    partitions: list[list[int]], gap: int
+) -> None:
+    assert gap_ms(Ends(by_partition=dict(enumerate(partitions))), KILL_MS) == gap
+
+
+def test_what_was_in_hand_was_accepted_before_and_ended_after() -> None:
+    lives = [(9_000, 9_999), (9_999, 10_060), (9_000, 10_200), (10_001, 10_900)]
+    assert in_hand_ms(Ends(lives=lives), KILL_MS) == 200
+    assert in_hand_ms(Ends(lives=lives[:1]), KILL_MS) == 0
+
+
+def test_bins_are_the_mean_of_the_kills() -> None:
+    ends = Ends(lives=[(0, at) for at in (10_000, 10_001, 10_000 + BIN_MS, 20_000)])
+    bars = bins(ends, [KILL_MS, 20_000.0])
+    at_the_kill = BEFORE_MS // BIN_MS
+    assert bars[at_the_kill : at_the_kill + 3] == [3 / 2, 1 / 2, 0]
+    assert sum(bars) == 2
