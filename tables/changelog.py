@@ -5,8 +5,9 @@
     tag    1 byte version, 8 bytes epoch, 8 bytes number of the transaction (big-endian)
     marker the record with key MARKER: the transactions up to its tag are complete; its row is JSON
            {"applied": {topic: last offset applied}, "delivered": transaction up to which outputs are acknowledged}
-    outbox a record with key OUTBOX and the number's slot: the outputs of a transaction, to be sent again by the
-           next owner when the last marker does not say that they are delivered (tables.outbox)
+    outbox records with key OUTBOX, the number's slot, and from the second one on the number of the piece: the outputs
+           of a transaction, to be sent again by the next owner when the last marker does not say that they are
+           delivered (tables.outbox); of more than one piece the header "n" of the first says how many
     claim  the record with key CLAIM: a new owner; its epoch is the claim's own offset plus one
 
 A transaction counts once a marker of its epoch, at or after its number, follows it. Kafka orders the
@@ -17,9 +18,10 @@ its first transaction, before compaction (which leaves records younger than ten 
 removed those.
 
 Outboxes have few keys, used in turn, so that compaction keeps few of them: an owner has no more transactions
-undelivered than there are slots. Those of older epochs than the last marker's are done with: a new owner sends
-again what it found undelivered before its first marker. A zombie's do not count, and need no repair: were a slot's
-right outbox compacted away behind a zombie's, ten minutes would have passed in which no owner took over.
+undelivered than there are slots, and deletes the further pieces of what is delivered. Those of older epochs than the
+last marker's are done with: a new owner sends again what it found undelivered, and has it in the outbox of its first
+transaction. A zombie's do not count, and need no repair: were a slot's right outbox compacted away behind a zombie's,
+ten minutes would have passed in which no owner took over.
 """
 
 import struct
@@ -35,6 +37,7 @@ from app.ports import InRecord
 MARKER: Final = b"\x00applied"
 CLAIM: Final = b"\x00claim"
 OUTBOX: Final = b"\x00outbox"
+PIECES: Final = "n"
 _TAG: Final = struct.Struct(">BQQ")
 _VERSION: Final = 2
 TAG_BYTES: Final = _TAG.size
@@ -77,9 +80,10 @@ def marker_value(tag: Tag, applied: Mapping[str, int], delivered: int | None = N
     return pack_tag(tag) + orjson.dumps(row)
 
 
-def outbox_key(number: int, slots: int) -> bytes:
-    """The key of a transaction's outbox; so many of the latest ones outlive compaction."""
-    return OUTBOX + (number % slots).to_bytes(2, "big")
+def outbox_key(number: int, slots: int, piece: int = 0) -> bytes:
+    """The key of a piece of a transaction's outbox; so many of the latest outboxes outlive compaction."""
+    slot = OUTBOX + (number % slots).to_bytes(2, "big")
+    return slot + piece.to_bytes(2, "big") if piece else slot
 
 
 def claim_value() -> bytes:
@@ -94,6 +98,26 @@ class Written(NamedTuple):
     offset: int
     key: bytes
     row: bytes | None
+
+
+@dataclass(slots=True)
+class _Outbox:
+    """What has come of one; the first piece says how many there are."""
+
+    pieces: dict[int, bytes] = field(default_factory=dict)
+    count: int = 1
+
+    def take(self, record: InRecord, value: bytes) -> None:
+        number = record.key[len(OUTBOX) + 2 :] if record.key is not None else b""
+        if not number:
+            self.count = next((int.from_bytes(told, "big") for name, told in record.headers if name == PIECES), 1)
+        self.pieces[int.from_bytes(number, "big")] = value
+
+    def whole(self) -> bytes:
+        """Raises `UnreadableChangelog`: nothing that counts and may not have been sent is overwritten."""
+        if len(self.pieces) < self.count:
+            raise UnreadableChangelog
+        return b"".join(self.pieces[number] for number in range(self.count))
 
 
 @dataclass(slots=True)
@@ -122,7 +146,7 @@ class Replay:
     spilled: Tag = NOTHING
     _waiting: list[Written] = field(default_factory=list)
     _disputed: dict[bytes, int] = field(default_factory=dict)
-    _outboxes: dict[Tag, bytes] = field(default_factory=dict)
+    _outboxes: dict[Tag, _Outbox] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:
@@ -164,7 +188,7 @@ class Replay:
                     self._mark(tag, orjson.loads(value[TAG_BYTES:]), rows)
             elif key.startswith(OUTBOX):
                 if value is not None and tag.epoch >= self.claimed:  # else a zombie's, which nobody is to see
-                    self._outboxes[tag] = value[TAG_BYTES:]
+                    self._outboxes.setdefault(tag, _Outbox()).take(record, value[TAG_BYTES:])
             elif tag.epoch < self.claimed or tag <= self.marked:
                 # A zombie's, or a repeat of one of ours by a client that was replaced: it is the last of its key.
                 self._disputed[key] = record.offset
@@ -188,7 +212,7 @@ class Replay:
 
     def undelivered(self) -> list[bytes]:
         """The outboxes that count and may not have been sent, in order, once the whole log was fed."""
-        return [self._outboxes[tag] for tag in sorted(self._outboxes) if tag <= self.marked]
+        return [self._outboxes[tag].whole() for tag in sorted(self._outboxes) if tag <= self.marked]
 
     def _mark(self, tag: Tag, row: dict[str, Any], rows: dict[bytes, bytes | None]) -> None:
         self.marked = tag

@@ -1,10 +1,11 @@
-"""What a restart must send again, as bytes: the keys of changed rows and the outputs of one transaction."""
+"""What a restart must send again, as bytes and as records of the changelog: keys of changed rows, and outputs."""
 
 from collections.abc import Iterable, Sequence
 
 import orjson
 
 from app.ports import OutRecord
+from tables.changelog import PIECES, TAG_BYTES, Tag, outbox_key, pack_tag
 
 
 def pack_outbox(keys: Iterable[bytes], outputs: Sequence[OutRecord]) -> bytes:
@@ -26,6 +27,43 @@ def pack_outbox(keys: Iterable[bytes], outputs: Sequence[OutRecord]) -> bytes:
     for record in outputs:
         parts += (record.key or b"", record.value or b"")
     return b"".join(parts)
+
+
+class OutboxLog:
+    """The outboxes of one owner on the changelog: in records of at most `piece_bytes`, for `slots` at once."""
+
+    def __init__(self, changelog: str, partition: int, slots: int, piece_bytes: int, pieces: int) -> None:
+        self._place = (changelog, partition)
+        self._slots = slots
+        self._size = piece_bytes - TAG_BYTES
+        self._most = pieces
+        self._left: dict[int, int] = {}  # pieces of those that have more than one, by transaction
+
+    def fits(self, outbox: bytes) -> bool:
+        """Whether it may go in so few records."""
+        return len(outbox) <= self._most * self._size
+
+    def records(self, outbox: bytes, tag: Tag, delivered: int, timestamp_ms: int) -> list[OutRecord]:
+        """The outbox, behind the deletion of the further pieces of delivered ones: their slots may be this one's."""
+        found = [
+            self._record(number, piece, None, (("t", pack_tag(tag)),), timestamp_ms)
+            for number in [number for number in self._left if number <= delivered]
+            for piece in range(1, self._left.pop(number))
+        ]
+        pieces = [outbox[start : start + self._size] for start in range(0, len(outbox), self._size)]
+        if len(pieces) > 1:
+            self._left[tag.number] = len(pieces)
+        told = ((PIECES, len(pieces).to_bytes(2, "big")),) if len(pieces) > 1 else ()
+        packed = pack_tag(tag)
+        for number, piece in enumerate(pieces):
+            found.append(self._record(tag.number, number, packed + piece, () if number else told, timestamp_ms))
+        return found
+
+    def _record(
+        self, number: int, piece: int, value: bytes | None, headers: Sequence[tuple[str, bytes]], timestamp_ms: int
+    ) -> OutRecord:
+        changelog, partition = self._place
+        return OutRecord(changelog, outbox_key(number, self._slots, piece), value, timestamp_ms, headers, partition)
 
 
 def unpack_outbox(packed: bytes) -> tuple[list[bytes], list[OutRecord]]:

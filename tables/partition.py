@@ -12,7 +12,7 @@ anybody else on the changelog partition shows as a hole between our own offsets:
 opened again.
 
 (2) and (3) are two trips to the broker, one after the other. With `SingleTrip` they are one:
-(2a) rows, then the outputs once more as a record of the changelog (the outbox), then the marker go to the
+(2a) rows, then the outputs once more as records of the changelog (the outbox), then the marker go to the
      changelog in this order; with their acknowledgement the transaction counts, and `settle` returns;
 (2b) the publisher sends nothing behind a record of the changelog that could not be sent (`unbroken`): a marker
      on the log says that the rows and outboxes before it are there too;
@@ -20,22 +20,22 @@ opened again.
      taken back by the next owner, who decides from the changelog alone;
 (2d) each marker says up to which transaction all outputs are acknowledged (`delivered`): the outboxes of later
      ones are what the next owner sends again, from the disk or from the changelog, before its first marker.
-A transaction goes in two trips all the same when its outbox is too large, when the outboxes not yet delivered
-would need more slots than there are, and while an earlier one in two trips waits for its marker: a later marker
-would make that one count before its outputs are anywhere. The take-over itself is one of two trips.
+A transaction goes in two trips all the same when its outbox would take too many records, when the outboxes not yet
+delivered would need more slots than there are, and while an earlier one in two trips waits for its marker: a later
+marker would make that one count before its outputs are anywhere.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Protocol
 
 from app.errors import Fenced
 from app.ports import OutRecord, Publisher
-from tables.changelog import MARKER, Tag, marker_value, outbox_key, pack_tag
+from tables.changelog import MARKER, Tag, marker_value, pack_tag
 from tables.meta import META, PENDING, PENDING_END, ROWS, UNDO, UNDO_END, Meta, number_of, pending_key, undo_key
-from tables.outbox import pack_outbox, unpack_outbox
+from tables.outbox import OutboxLog, pack_outbox, unpack_outbox
 from tables.undo import pack_undo, unpack_undo
 
 # A marker that says nothing but that all is delivered may wait this long for one that is sent anyway.
@@ -66,13 +66,14 @@ class ChangelogPublisher(Publisher, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SingleTrip:
-    """A transaction whose outputs take at most `bytes` settles in one trip, `slots` undelivered ones at once.
+    """Outboxes go in records of at most `bytes`, `pieces` at most, `slots` undelivered ones at once.
 
     Needs a publisher that is idempotent. Compaction leaves the outboxes of the last `slots` transactions.
     """
 
     bytes: int = 32_768
     slots: int = 64
+    pieces: int = 1_024
 
 
 @dataclass(slots=True)
@@ -129,7 +130,11 @@ class TablePartition:
         self._store = store
         self._publisher = publisher
         self._owned = owned
-        self._single_trip = single_trip
+        self._slots = 0 if single_trip is None else single_trip.slots
+        self._outboxes: OutboxLog | None = None
+        if single_trip is not None:
+            trip = single_trip
+            self._outboxes = OutboxLog(changelog, partition, trip.slots, trip.bytes, trip.pieces)
         self._epoch = meta.epoch
         self._number = meta.number
         self._marked = self._forgotten = meta.marked
@@ -220,7 +225,7 @@ class TablePartition:
         self._number = number
         self.applied = applied
         outbox = pending if changes.outputs else b""
-        fits = self._single_trip is not None and len(outbox) <= self._single_trip.bytes
+        fits = self._outboxes is not None and self._outboxes.fits(outbox)
         return Transaction(number, rows, changes.outputs, applied, outbox if fits else None)
 
     def _changelog_records(
@@ -314,10 +319,9 @@ class TablePartition:
 
     def _in_one_trip(self, written: Transaction) -> bool:
         return (
-            self._single_trip is not None
-            and written.outbox is not None
+            written.outbox is not None
             and self._two_trips <= self._marked
-            and written.number - self._delivered <= self._single_trip.slots
+            and written.number - self._delivered <= self._slots
         )
 
     def _begin(self, written: Transaction, timestamp_ms: int, *, one_trip: bool) -> list[OutRecord]:
@@ -335,11 +339,10 @@ class TablePartition:
             self._two_trips = number
             return [*written.outputs, *written.rows]
         self._last_one_trip = number
+        assert self._outboxes is not None, "in one trip"
         tag = Tag(self._epoch, number)
-        records = list(written.rows)
-        if written.outbox and self._single_trip is not None:
-            key, value = outbox_key(number, self._single_trip.slots), pack_tag(tag) + written.outbox
-            records.append(OutRecord(self.changelog, key, value, timestamp_ms, (), self.partition))
+        outbox = self._outboxes.records(written.outbox or b"", tag, self._delivered, timestamp_ms)
+        records = [*written.rows, *outbox]
         marker = marker_value(tag, written.applied, self._delivered)
         self._told = self._delivered
         records.append(OutRecord(self.changelog, MARKER, marker, timestamp_ms, (), self.partition))
@@ -479,8 +482,8 @@ class TablePartition:
         written = self._write(
             repaired, dict(self.applied), forgotten, timestamp_ms, before, can_be_undone=can_be_undone
         )
-        written = replace(written, outbox=None)
         await self.settle(written, timestamp_ms=timestamp_ms)
+        await self.deliver(timestamp_ms=timestamp_ms)
 
     def close(self) -> None:
         """Give the partition up: every later `write` is `Fenced`."""

@@ -135,7 +135,7 @@ async def test_transaction_without_outputs_has_no_outbox() -> None:
 async def test_large_outbox_takes_two_trips_and_so_does_what_follows_until_it_counts() -> None:
     log, outputs = Log(), Gate()
     publisher = Calls(log, outputs)
-    tables = await opened(log, Disk(), publisher, SingleTrip(bytes=200))
+    tables = await opened(log, Disk(), publisher, SingleTrip(bytes=200, pieces=1))
     publisher.calls.clear()
     outputs.allow(0)
     first = begin(tables, put(tables, 0, size=500), put(tables, 1))
@@ -148,6 +148,66 @@ async def test_large_outbox_takes_two_trips_and_so_does_what_follows_until_it_co
     assert publisher.calls[-2][-1].key == MARKER
     assert sent(log) == [b"0" * 500, b"1", b"2"]
     tables.close()
+
+
+async def test_large_outbox_goes_in_pieces_that_are_gone_once_it_is_delivered() -> None:
+    log, outputs = Log(), Gate()
+    tables = await opened(log, Disk(), Calls(log, outputs), SingleTrip(bytes=200))
+    outputs.allow(0)
+    first = begin(tables, put(tables, 0, size=1_000))
+    await turns()
+    found = [record for record in log.topics[CHANGELOG] if (record.key or b"").startswith(OUTBOX)]
+    assert len(found) > 5
+    assert all(len(record.value or b"") <= 200 for record in found)
+    assert sent(log) == []
+    replay = Replay()
+    replay.feed(log.topics[CHANGELOG])
+    (outbox,) = replay.undelivered()
+    assert [record.value for record in unpack_outbox(outbox)[1]] == [b"0" * 1_000]
+    outputs.allow(None)
+    await asyncio.gather(*first)
+    await carry(tables, put(tables, 1))
+    log.compact(CHANGELOG, log.end(CHANGELOG))
+    left = [record for record in log.topics[CHANGELOG] if (record.key or b"").startswith(OUTBOX) and record.value]
+    assert [len(record.key or b"") for record in left] == [len(outbox_key(0, 64))] * 2, "the first of each"
+    tables.close()
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+async def test_a_large_outbox_that_was_not_delivered_is_sent_by_the_next_owner(same_disk: bool) -> None:
+    log, disk, outputs = Log(), Disk(), Gate()
+    tables = await opened(log, disk, Calls(log, outputs), SingleTrip(bytes=200))
+    outputs.allow(0)
+    tasks = begin(tables, put(tables, 0, size=1_000), put(tables, 1, size=2_000))
+    await turns()
+    await end(tables, *tasks)
+    back = await opened(log, disk if same_disk else Disk(), Calls(log), SingleTrip(bytes=200))
+    assert sent(log) == [b"0" * 1_000, b"1" * 2_000]
+    back.close()
+
+
+async def test_what_a_take_over_sends_goes_out_only_once_the_take_over_counts() -> None:
+    """Else who takes over from it, on another disk, decides anew what others have seen already."""
+    log, disk = Log(), Disk()
+    publisher = Calls(log)
+    tables = await opened(log, disk, publisher)
+    publisher.gate.allow(0)
+    dying = begin(tables, put(tables, 0))
+    await turns()
+    await end(tables, *dying)
+    again = Calls(log, Gate())
+    again.gate.allow(3)  # its claim, and the first record of its take-over
+    opening = asyncio.create_task(opened(log, disk, again))
+    await turns()
+    assert sent(log) == []
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    disk.user = None
+    other = await opened(log, Disk(), Calls(log))
+    assert other.applied == {}
+    await carry(other, put(other, 5))
+    assert sent(log) == [b"5"]
+    other.close()
 
 
 async def test_more_undelivered_outboxes_than_slots_wait_for_their_turn_and_take_two_trips() -> None:
