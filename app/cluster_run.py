@@ -69,6 +69,11 @@ class LocalNode:
         """The process id of its supervisor; None when it does not run."""
         return self.process.pid if self.process is not None and self.process.poll() is None else None
 
+    def reap(self) -> None:
+        """Return when its supervisor, which has been killed, is gone whole."""
+        if self.process is not None:
+            self.process.wait()
+
     @property
     def exit_code(self) -> int | None:
         """How it ended; None while it runs and before its first start."""

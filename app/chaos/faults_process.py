@@ -92,7 +92,9 @@ async def kill_supervisor(scene: Scene, planned: Planned) -> Struck:
         stayed = [orphan for orphan, ended_s in zip(orphans, ended, strict=True) if ended_s is None]
         for orphan in stayed:
             send(orphan, signal.SIGKILL)
-        if node.pid is None:
+        if gone_s is not None:
+            # Its first thread may be gone a moment before the others are, and the process with them.
+            await asyncio.to_thread(node.reap)
             await scene.rig.cluster.start_node(at, wait=False)
     proof = {"pid": pid, "gone_s": gone_s, "orphans_s": max([each for each in ended if each is not None], default=0.0)}
     if stayed:
