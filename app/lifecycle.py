@@ -40,6 +40,7 @@ SUPERVISOR_PID = "HEADRACE_SUPERVISOR_PID"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PARENT_CHECK_INTERVAL_S = 1.0
 READY_INTERVAL_S = 0.5
+HURRIED_STOP_S = 2.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 RunRoles = Callable[[Settings, frozenset[str], HealthRegistry, asyncio.Event], Coroutine[Any, Any, None]]
@@ -161,6 +162,7 @@ class _Process:
         self._health = HealthRegistry(roles, app.__version__)
         self._stop = asyncio.Event()
         self._loaded = asyncio.Event()
+        self._cut_short = False
 
     async def run(self) -> int:
         """1 bind and answer, 2 announce, 3 run, 4 stop within the deadline, 5 last words, 6 close."""
@@ -244,7 +246,7 @@ class _Process:
             task.cancel()
         await asyncio.gather(stopped, *beside, return_exceptions=True)
         if not overdue:
-            code = code or _outcome(roles, stopping=self._stop.is_set())
+            code = code or (0 if self._cut_short else _outcome(roles, stopping=self._stop.is_set()))
         return (code or 1) if overdue else code, overdue
 
     async def _first_end(self, roles: asyncio.Task[None], watched: list[asyncio.Task[Any]]) -> int:
@@ -265,14 +267,24 @@ class _Process:
                 return 0
 
     async def _end(self, roles: asyncio.Task[None], code: int) -> bool:
-        """Let the roles drain; cancel them when time is up. True when even that does not end them."""
+        """Let the roles drain; cancel them when time is up. True when even that does not end them.
+
+        What failed beside its roles, or never came up, does not drain: what it holds is redelivered. But a producer's
+        readings are nowhere else.
+        """
+        came_up = self._health.startup().ok or "producer" in self._roles
         self._health.stopping()
         self._stop.set()
-        # A process that failed beside its roles does not drain: what it holds is redelivered.
-        deadline = Deadline(self._settings.health.stop_deadline_s if code == 0 else 2.0)
-        await asyncio.wait({roles}, timeout=deadline.remaining_s())
+        drains = code == 0 and came_up
+        await asyncio.wait({roles}, timeout=self._settings.health.stop_deadline_s if drains else HURRIED_STOP_S)
         if roles.done():
             return False
+        if code == 0 and not came_up:
+            roles.cancel()
+            await asyncio.wait({roles}, timeout=HURRIED_STOP_S)
+            self._cut_short = roles.cancelled()
+            if roles.done():
+                return False
         log.error("the roles did not stop in time", extra={"action": "stop_deadline_exceeded"})
         roles.cancel()
         await asyncio.wait({roles}, timeout=2.0)

@@ -21,11 +21,11 @@ pytestmark = pytest.mark.e2e
 class Child:
     """A child as its supervisor has it: with a pipe for its announcements."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, role: str = "producer") -> None:
         reading, writing = os.pipe()
         env = {**os.environ, "HEADRACE_ANNOUNCE_FD": str(writing), "HEADRACE_SUPERVISOR_PID": str(os.getpid())}
         self.process = subprocess.Popen(
-            command("producer", mode),
+            command(role, mode),
             pass_fds=(writing,),
             env=env,
             stdout=subprocess.PIPE,
@@ -88,6 +88,17 @@ def test_a_role_that_will_not_stop_is_left_at_the_deadline():
         answered(f"{url}/health/ready", 200)
         child.process.send_signal(signal.SIGTERM)
         assert child.ended()[0] == 1
+
+
+def test_a_stop_does_not_wait_for_a_start_that_does_not_end():
+    """A coordinator that was told to stop while it started took all of its 13.5 s, and was killed."""
+    with Child("come_up_for_ever", "coordinator") as child:
+        url = child.announcement()["health_url"]
+        answered(f"{url}/health/ready", 503, lambda body: bool(body["checks"]))
+        child.process.send_signal(signal.SIGTERM)
+        code, output = child.ended()
+        assert code == 0, output
+        assert "did not stop in time" not in output
 
 
 def test_a_crash_is_an_exit_code_and_a_traceback_in_the_log():

@@ -59,6 +59,13 @@ async def never_join(_: Settings, roles: frozenset[str], health: HealthRegistry,
     await stop.wait()
 
 
+async def come_up_for_ever(_: Settings, roles: frozenset[str], health: HealthRegistry, stop: asyncio.Event) -> None:
+    """A start that waits for something and does not look at the stop."""
+    health.add("recovered", lambda: Check(ok=False, detail="no group yet"), probe="startup")
+    health.add("joined", lambda: HEALTHY)
+    await asyncio.Event().wait()
+
+
 async def stall(_: Settings, roles: frozenset[str], health: HealthRegistry, stop: asyncio.Event) -> None:
     health.add("joined", lambda: HEALTHY)
     health.watch("transform", lambda: Progress(lag=5, processed=1))
@@ -92,7 +99,10 @@ async def impatient(settings_: Settings, roles: frozenset[str], health: HealthRe
     await obey(settings_, roles, health, stop)
 
 
-MODES = {mode.__name__: mode for mode in (obey, never_join, stall, ignore_stop, crash, block_loop, impatient)}
+MODES = {
+    mode.__name__: mode
+    for mode in (obey, never_join, come_up_for_ever, stall, ignore_stop, crash, block_loop, impatient)
+}
 # Of the supervisor, by the mode of its producer.
 HURRIED: dict[str, dict[str, dict[str, Any]]] = {
     "block_loop": {"supervisor": {"unresponsive_after_s": 1.0}},

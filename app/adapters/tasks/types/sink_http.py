@@ -28,7 +28,13 @@ class HttpSinkParams(Params):
     answer_bytes: int = Field(
         16_384, ge=0, le=1 << 20, description="Bytes of the answer kept in the result; the rest is cut."
     )
-    timeout_s: float = Field(30.0, gt=0, le=86_400, description="A request is given up after this long.")
+    timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=86_400,
+        description="A request is given up after this long; waiting for one of `tasks.http_connections` does not "
+        "count.",
+    )
 
 
 class HttpSinkTask:

@@ -33,7 +33,13 @@ class HttpSourceParams(Params):
         default_factory=list, description="Statuses besides 408, 425, 429 and 5xx that are worth another attempt."
     )
     max_bytes: int = Field(1 << 20, ge=1, description="A larger body, unpacked, is an error.")
-    timeout_s: float = Field(30.0, gt=0, le=86_400, description="The whole exchange is given up after this long.")
+    timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=86_400,
+        description="The whole exchange is given up after this long; waiting for one of `tasks.http_connections` "
+        "does not count.",
+    )
 
 
 class HttpSource:
