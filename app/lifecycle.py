@@ -135,10 +135,12 @@ def on_stop_signals(stop: asyncio.Event, at_once: Callable[[], None]) -> None:
 
 def exit_now(code: int) -> NoReturn:
     """End without another turn of the loop: something that must not be waited for is still running."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # called within a write to one of them, it may not be flushed
+        os._exit(code)
 
 
 class _Process:

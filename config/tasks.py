@@ -123,7 +123,7 @@ class TasksSettings(Section):
         ge=1,
         le=10_000,
         unit="requests",
-        description="HTTP requests of one process at once; others wait, which is no part of their time-out.",
+        description="HTTP requests of one process at once; others wait, which is no part of a request's own time-out.",
     )
     http_connect_timeout_ms: int = setting(
         5_000, ge=1, le=600_000, unit="ms", description="An HTTP connection that is not up by then counts as failed."

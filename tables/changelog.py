@@ -115,7 +115,7 @@ class _Outbox:
 
     def whole(self) -> bytes:
         """Raises `UnreadableChangelog`: nothing that counts and may not have been sent is overwritten."""
-        if len(self.pieces) < self.count:
+        if not self.pieces.keys() >= set(range(self.count)):
             raise UnreadableChangelog
         return b"".join(self.pieces[number] for number in range(self.count))
 

@@ -43,20 +43,24 @@ class OutboxLog:
         """Whether it may go in so few records."""
         return len(outbox) <= self._most * self._size
 
-    def records(self, outbox: bytes, tag: Tag, delivered: int, timestamp_ms: int) -> list[OutRecord]:
-        """The outbox, behind the deletion of the further pieces of delivered ones: their slots may be this one's."""
+    def records(self, outbox: bytes, tag: Tag, told: int, timestamp_ms: int) -> list[OutRecord]:
+        """The outbox, behind the deletion of the further pieces of those that a marker has `told` to be delivered.
+
+        Without that marker a piece that is missing would be one that the next owner has to send.
+        """
         found = [
             self._record(number, piece, None, (("t", pack_tag(tag)),), timestamp_ms)
-            for number in [number for number in self._left if number <= delivered]
+            for number in [number for number in self._left if number <= told]
             for piece in range(1, self._left.pop(number))
         ]
         pieces = [outbox[start : start + self._size] for start in range(0, len(outbox), self._size)]
-        if len(pieces) > 1:
-            self._left[tag.number] = len(pieces)
-        told = ((PIECES, len(pieces).to_bytes(2, "big")),) if len(pieces) > 1 else ()
+        # What an earlier one has left in the same slot is deleted with this one.
+        if (left := max(len(pieces), self._left.pop(tag.number - self._slots, 0))) > 1:
+            self._left[tag.number] = left
+        headers = ((PIECES, len(pieces).to_bytes(2, "big")),) if len(pieces) > 1 else ()
         packed = pack_tag(tag)
         for number, piece in enumerate(pieces):
-            found.append(self._record(tag.number, number, packed + piece, () if number else told, timestamp_ms))
+            found.append(self._record(tag.number, number, packed + piece, () if number else headers, timestamp_ms))
         return found
 
     def _record(

@@ -341,7 +341,7 @@ class TablePartition:
         self._last_one_trip = number
         assert self._outboxes is not None, "in one trip"
         tag = Tag(self._epoch, number)
-        outbox = self._outboxes.records(written.outbox or b"", tag, self._delivered, timestamp_ms)
+        outbox = self._outboxes.records(written.outbox or b"", tag, self._told, timestamp_ms)
         records = [*written.rows, *outbox]
         marker = marker_value(tag, written.applied, self._delivered)
         self._told = self._delivered

@@ -204,10 +204,13 @@ App.logger = logging.getLogger("faust.app")
 
 
 async def _is_member(coordinator: Any, *, rebalancing: bool) -> bool | None:
-    """One heartbeat. A client that has heard it by itself has forgotten its member id, and joins anew."""
+    """One heartbeat. A client that has heard it by itself has forgotten its member id, and joins anew.
+
+    While it joins the next generation a living member may be without an id, too, and has nothing to lose yet.
+    """
     generation, member = coordinator.generation, coordinator.member_id
     if not member:
-        return False
+        return None if rebalancing else False
     answer = await coordinator._send_req(HeartbeatRequest(coordinator.group_id, generation, member))
     error = for_code(answer.error_code)
     if error is IllegalGenerationError:

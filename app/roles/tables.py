@@ -204,13 +204,19 @@ def follow_assignment(app: App, topic: str, stage: Stage, lease: Lease, tables: 
         await stage.revoked([tp.partition for tp in revoked if tp.topic == topic])
 
     def end(stood_s: float) -> NoReturn:
-        log.critical(
-            "this process stood still for %.1f s and has lost the partitions of %s: it ends, and starts anew",
-            stood_s,
-            stage.name,
-            extra={"action": "partitions_lost", "stood_s": round(stood_s, 3), "partitions": list(stage.partitions)},
-        )
-        exit_now(1)
+        try:
+            log.critical(
+                "this process stood still for %.1f s and has lost the partitions of %s: it ends, and starts anew",
+                stood_s,
+                stage.name,
+                extra={
+                    "action": "partitions_lost",
+                    "stood_s": round(stood_s, 3),
+                    "partitions": list(stage.partitions),
+                },
+            )
+        finally:  # the stop may have come within a line of the log
+            exit_now(1)
 
     app.on_partitions_assigned.connect(on_assigned, weak=False)
     app.hand_back = hand_back

@@ -75,6 +75,17 @@ async def test_a_client_is_replaced_after_many_that_were_broken_off_and_closed_b
         await until(lambda: server.open == 0, "no connection is left")
 
 
+async def test_requests_that_end_by_their_time_out_count_as_broken_off(tmp_path: Path) -> None:
+    server = Server()
+    async with listening(server.talk) as url, tasks(tmp_path) as run:
+        for _ in range(3):
+            assert (await run.failure("source.http", url=url, timeout_s=0.05)).type == "HttpTimeout"
+        shared = run.resources.http._shared
+        assert shared is not None
+        assert shared.broken_off == 3
+        server.answers.set()
+
+
 async def test_closing_ends_those_under_way_and_those_that_wait() -> None:
     server, clients = Server(), HttpClients(httpx.AsyncClient, 1)
     async with listening(server.talk) as url:

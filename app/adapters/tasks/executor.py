@@ -135,7 +135,7 @@ class Executor:
         kind = self._preparation.kind(order)
         if kind is not None and kind != "async" and self._of_kind[kind] >= self._room(kind):
             return False
-        if self._in_line >= self.limits.waiting and self._preparation.takes_turns(order):
+        if self._in_line and self._in_line >= self.limits.waiting and self._preparation.takes_turns(order):
             return False
         run = _Run(order, report, kind)
         self._of_kind[kind] += 1

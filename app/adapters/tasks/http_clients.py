@@ -60,7 +60,7 @@ class HttpClients:
             shared.users += 1
             try:
                 yield shared.client
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, TimeoutError):
                 shared.broken_off += 1
                 if shared.broken_off >= REPLACED_AFTER and self._shared is shared:
                     self._shared = None

@@ -93,7 +93,7 @@ class TaskType(Protocol):
     twice or before its input is durable. A type may have `kind_of(params) -> Kind`, where the place
     depends on the call, and `check(params, resources)`, which is called on the loop before the attempt (resources may
     be None) and may raise `TaskFailed`. One with `takes_turns` = True calls something of which `resources` lets only
-    so many be under way: what it waits for that is no part of its time-out, and beyond `tasks.waiting` none begins.
+    so many be under way: that it waits for one is no part of the call's time-out; beyond `tasks.waiting` none begins.
     The result must be JSON: None, bool, int, finite float, str, list, dict with text keys.
     An attempt fails by raising: `TaskFailed` says type, message, retryable and detail; any other exception is
     reported by its class name and is retryable.

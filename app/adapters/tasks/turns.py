@@ -1,4 +1,6 @@
-"""Waiting for one's turn at what tasks share: it is not a part of the attempt's time-out.
+"""Waiting for one's turn at what tasks share: it is no part of a call's time-out, nor of the executor's own.
+
+The time-out that a definition gives a task is the engine's, too, and goes on.
 
 With it 3,700 requests that waited for 32 connections were given up after 5 s each, most of them on their way, and came
 again: for minutes a service that took 90 requests a second saw nothing but repetitions, and nothing ended. The
