@@ -206,9 +206,7 @@ class TablePartition:
         applied: dict[str, int],
         forgotten: Iterable[bytes],
         timestamp_ms: int,
-        known_before: Mapping[bytes, bytes | None] = MappingProxyType({}),
-        *,
-        can_be_undone: bool = True,
+        known_before: Mapping[bytes, bytes | None] | None = MappingProxyType({}),
     ) -> Transaction:
         number = self._number + 1
         rows = list(self._changelog_records(changes.rows, Tag(self._epoch, number), timestamp_ms))
@@ -216,7 +214,7 @@ class TablePartition:
         batch: list[tuple[bytes, bytes | None]] = [(ROWS + key, value) for key, value in changes.rows.items()]
         batch.extend((key, None) for key in forgotten)
         batch.append((pending_key(number), pending))
-        if can_be_undone:
+        if known_before is not None:  # else it cannot be undone
             before = {key: known_before[key] if key in known_before else self.get(key) for key in changes.rows}
             batch.append((undo_key(number), pack_undo(before)))
         meta = Meta(self._epoch, number, self._marked, self._changelog_next, timestamp_ms, applied, self._delivered)
@@ -463,8 +461,8 @@ class TablePartition:
         """
         repaired = Changes(rows={key: self.get(key) for key in disputed})
         forgotten = [key for key, _ in self._store.range(UNDO, UNDO_END)]
-        before: dict[bytes, bytes | None] = {}  # what they were when the last transaction counted
-        can_be_undone = True
+        # What they were when the last transaction counted; None where a store of before decision 0017 does not say it.
+        before: dict[bytes, bytes | None] | None = {}
         for packed in undelivered:
             repaired.outputs += unpack_outbox(packed)[1]
         for key, packed in self._store.range(PENDING, PENDING_END):
@@ -477,11 +475,8 @@ class TablePartition:
             if number > resend_after:
                 repaired.rows.update((row, self.get(row)) for row in keys)
                 undo = self._store.get(undo_key(number))
-                can_be_undone &= undo is not None  # a store of before there were any (decision 0017)
-                before = unpack_undo(undo or b"") | before
-        written = self._write(
-            repaired, dict(self.applied), forgotten, timestamp_ms, before, can_be_undone=can_be_undone
-        )
+                before = None if undo is None or before is None else unpack_undo(undo) | before
+        written = self._write(repaired, dict(self.applied), forgotten, timestamp_ms, before)
         await self.settle(written, timestamp_ms=timestamp_ms)
         await self.deliver(timestamp_ms=timestamp_ms)
 

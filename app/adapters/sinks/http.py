@@ -173,7 +173,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         connections: int | None,
         *,
         keep_alive: int | None = None,
-        trust: ssl.SSLContext | None = None,
+        trust: ssl.SSLContext | bool = True,
     ) -> None:
         """At most so many `connections` at once (None: who calls sees to that), and so many kept for later.
 
@@ -182,7 +182,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         self._allow_private = allow_private_addresses
         kept = connections if keep_alive is None else keep_alive
         self._inner = httpx.AsyncHTTPTransport(
-            verify=True if trust is None else trust,
+            verify=trust,
             trust_env=False,
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=kept),
         )
