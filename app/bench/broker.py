@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
+from app.adapters.embedded import EmbeddedKafka
 from app.bench.payload import Record
 from app.bench.statistics import Appends, steady_rate
 from app.domain.murmur2 import partition_for
@@ -27,9 +28,13 @@ OUTPUT_TOPIC = {"retention.ms": "-1", "message.timestamp.type": "LogAppendTime"}
 
 
 class BenchBroker:
-    """One broker under test; every topic and group it names is deleted at the end. Use as a context manager."""
+    """One broker under test; every topic and group it names is deleted at the end. Use as a context manager.
 
-    def __init__(self, bootstrap_servers: str) -> None:
+    `kafka` are the processes, where they are the run's own.
+    """
+
+    def __init__(self, bootstrap_servers: str, kafka: EmbeddedKafka | None = None) -> None:
+        self.kafka = kafka
         self.bootstrap_servers = bootstrap_servers
         self.prefix = f"bench-{os.getpid()}-{secrets.token_hex(3)}"
         self._admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)

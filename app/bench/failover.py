@@ -104,7 +104,7 @@ async def bench_failover(
     settings = {"workflow.retention_s": 3600}
     async with Engine(broker, settings, processes) as engine:
         await engine.register(DEFINITION)
-        async with _loaded(engine, rate) as sent:
+        async with loaded(engine, rate) as sent:
             await asyncio.sleep(QUIET_S)
             for number in range(kills):
                 progress("killing", number, kills)
@@ -112,7 +112,7 @@ async def bench_failover(
                 instants.append(time.time() * 1000)
                 await _hurt(engine, ENGINES[number % len(ENGINES)], stop=stop)
             await asyncio.sleep(QUIET_S)
-        ends = await _all_ended(engine, sent)
+        ends = await all_ended(engine, sent)
         ended_by_themselves = engine.ended_by_themselves
     gaps = [gap_ms(ends, instant) for instant in instants]
     recovered = [in_hand_ms(ends, instant) for instant in instants]
@@ -161,7 +161,7 @@ async def _hurt(engine: Engine, name: str, *, stop: bool) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _loaded(engine: Engine, rate: int) -> AsyncIterator[Sent]:
+async def loaded(engine: Engine, rate: int) -> AsyncIterator[Sent]:
     """Start executions evenly until the block ends."""
     sent = Sent()
     stop = asyncio.Event()
@@ -198,7 +198,7 @@ async def _loaded(engine: Engine, rate: int) -> AsyncIterator[Sent]:
             stop.set()
 
 
-async def _all_ended(engine: Engine, sent: Sent) -> Ends:
+async def all_ended(engine: Engine, sent: Sent) -> Ends:
     """Raises `SideFailed` when an accepted execution was lost or did not succeed, and when it is not what was asked."""
     if len(sent.accepted) < ACCEPTED_SHARE * sent.asked:
         raise SideFailed(
@@ -241,13 +241,13 @@ async def _ends(engine: Engine) -> Ends:
     return found
 
 
-def gap_ms(ends: Ends, killed_ms: float) -> float:
+def gap_ms(ends: Ends, killed_ms: float, after_ms: float = AFTER_MS) -> float:
     """The longest time without an end on one partition that reaches into the time after the kill.
 
     A partition on which nothing ended any more counts with all of that time.
     """
     longest = 0.0
-    until_ms = killed_ms + AFTER_MS
+    until_ms = killed_ms + after_ms
     for instants in ends.by_partition.values():
         first = max(0, bisect_left(instants, killed_ms) - 1)
         some: list[float] = [*instants[first : bisect_right(instants, until_ms) + 1]]

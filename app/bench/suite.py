@@ -2,12 +2,15 @@
 
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from app.adapters.embedded import EmbeddedKafka
 from app.bench.broker import BenchBroker
+from app.bench.broker_loss import BROKERS, TUNED, bench_broker_loss
+from app.bench.broker_loss import KILLS as BROKER_KILLS
 from app.bench.capacity import SECONDS as CAPACITY_SECONDS
 from app.bench.capacity import bench_capacity
 from app.bench.environments import Say
@@ -37,7 +40,7 @@ Bench = Callable[[BenchBroker, Effort, Say, Progress], Awaitable[Result]]
 class Entry:
     """One benchmark; `records` of the open loops are their seconds times 10,000, of `trigger` and `timers` seconds.
 
-    What takes long is not part of `bench all`.
+    What takes long is not part of `bench all`. `brokers` and `broker_settings` are of those that are its own.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Entry:
     records: int
     runs: int = 3
     is_long: bool = False
+    brokers: int = 1
+    broker_settings: Mapping[str, str] = MappingProxyType({})
 
 
 async def _producer(broker: BenchBroker, effort: Effort, say: Say, _: Progress) -> Result:
@@ -90,6 +95,10 @@ async def _failover_stop(broker: BenchBroker, effort: Effort, say: Say, progress
     return await bench_failover(broker, effort.records, say, progress, plot=plot, stop=True)
 
 
+async def _broker_loss(broker: BenchBroker, effort: Effort, _: Say, progress: Progress) -> Result:
+    return await bench_broker_loss(broker, effort.records, progress)
+
+
 async def _restore(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
     return await bench_restore(broker, effort.records, effort.runs, say, progress)
 
@@ -113,22 +122,37 @@ SUITE: tuple[Entry, ...] = (
     Entry("failover", "SIGKILL of an engine under load: how long nothing ends.", _failover, KILLS, 1, is_long=True),
     Entry("failover-stop", "SIGSTOP of an engine instead.", _failover_stop, KILLS, 1, is_long=True),
     Entry(
+        "broker-loss",
+        "SIGKILL of one broker of three under load.",
+        _broker_loss,
+        BROKER_KILLS,
+        1,
+        is_long=True,
+        brokers=BROKERS,
+        broker_settings=TUNED,
+    ),
+    Entry(
         "executions", "A million finished, 100,000 waiting: weight and reads.", _executions, FINISHED, 1, is_long=True
     ),
 )
 
 
 @contextlib.asynccontextmanager
-async def broker_for(bootstrap_servers: str, say: Say) -> AsyncIterator[BenchBroker]:
-    """The broker of a run: the given one, or an embedded one of its own that leaves nothing behind."""
+async def broker_for(
+    bootstrap_servers: str, say: Say, brokers: int = 1, broker_settings: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[BenchBroker]:
+    """The broker of a run: the given one, or embedded ones of its own that leave nothing behind."""
     if bootstrap_servers:
         async with BenchBroker(bootstrap_servers) as broker:
             yield broker
         return
     with tempfile.TemporaryDirectory(prefix="headrace-bench-kafka-") as folder:
-        say("starting a broker of its own")
+        say("starting a broker of its own" if brokers == 1 else f"starting {brokers} brokers of its own")
         settings = EmbeddedSettings(port=0, data_dir=str(Path(folder) / "kafka"))
         # Deleted topics leave the disk at once: a run writes a few hundred megabytes a side.
-        overrides = {"log.segment.delete.delay.ms": "1000", "group.initial.rebalance.delay.ms": "0"}
-        async with EmbeddedKafka(settings, overrides=overrides) as kafka, BenchBroker(kafka.bootstrap) as broker:
+        overrides = {"log.segment.delete.delay.ms": "1000", **broker_settings}
+        async with (
+            EmbeddedKafka(settings, nodes=brokers, overrides=overrides) as kafka,
+            BenchBroker(kafka.bootstrap, kafka) as broker,
+        ):
             yield broker

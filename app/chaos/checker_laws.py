@@ -219,6 +219,7 @@ def liveness(folder: Folder, known: Executions) -> Law:
     facts = {
         "s_from_heal_to_last_end": None if last_s is None else round(last_s, 3),
         "longest_gap_s": _longest_gap_s(folder),
+        "gaps": _gaps_by_fault(folder),
         "seconds": len(buckets),
         "seconds_with_failures": bad,
         "availability": _share(sum(request.outcome == "ok" for request in requests), len(requests)),
@@ -242,6 +243,30 @@ def _longest_gap_s(folder: Folder) -> float | None:
     seen = sorted(line.at_ns for line in folder.witness or () if line.ended and line.at_ns <= plan.ended_ns)
     gaps = [later - earlier for earlier, later in pairwise(seen)]
     return round(max(gaps) / NS, 3) if gaps else None
+
+
+def _gaps_by_fault(folder: Folder) -> dict[str, dict[str, float]]:
+    """Of each kind of fault: how long the partition that stood still longest went without an end, in seconds.
+
+    A fault's time is from its begin until it is taken back and settled; where such times overlap, a gap is told of
+    every fault that it meets.
+    """
+    plan = folder.plan
+    ends: dict[int, list[int]] = defaultdict(list)
+    for line in folder.witness or ():
+        if line.ended and line.at_ns <= plan.ended_ns:
+            ends[line.partition].append(line.at_ns)
+    gaps = [gap for seen in ends.values() for gap in pairwise(sorted(seen))]
+    longest: dict[str, list[float]] = defaultdict(list)
+    for fault in folder.faults or ():
+        since, until = _window(fault, plan)
+        met = [later - earlier for earlier, later in gaps if later >= since and earlier <= until]
+        if met:
+            longest[fault.fault].append(round(max(met) / NS, 3))
+    return {
+        kind: {"faults": len(found), "p50_s": sorted(found)[len(found) // 2], "max_s": max(found)}
+        for kind, found in sorted(longest.items())
+    }
 
 
 def not_vacuous(folder: Folder) -> Law:

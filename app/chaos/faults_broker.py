@@ -1,7 +1,6 @@
 """Faults of brokers: killed, stopped in order, or frozen, among them the leader of a partition and the controller."""
 
 import asyncio
-import json
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -35,15 +34,11 @@ async def leader(scene: Scene, planned: Planned) -> int:
 
 
 async def controller(scene: Scene, planned: Planned) -> int:
-    """The active controller, as the quorum's own files tell it. Raises `NoVictim`."""
-    found: tuple[int, int] = (-1, -1)
-    for state in scene.rig.kafka.data_folder.glob("node-*/data/__cluster_metadata-0/quorum-state"):
-        with suppress(OSError, ValueError, KeyError):
-            told = json.loads(state.read_text())
-            found = max(found, (told["leaderEpoch"], told["leaderId"]))
-    if found[1] not in scene.rig.kafka.pids:
+    """The active controller, if it lives. Raises `NoVictim`."""
+    found = scene.rig.kafka.controller()
+    if found not in scene.rig.kafka.pids:
         raise NoVictim(planned.kind)
-    return found[1]
+    return found
 
 
 async def anyone(scene: Scene, planned: Planned) -> int:

@@ -32,6 +32,7 @@ Bootstrap = Annotated[
 ]
 Seconds = Annotated[int, typer.Option("--seconds", min=1, max=3600, help="How long to send at each load.")]
 Kills = Annotated[int | None, typer.Option("--kills", min=1, max=1000, help="How many engines to kill, by turns.")]
+BrokerKills = Annotated[int | None, typer.Option("--kills", min=1, max=1000, help="How many brokers to kill.")]
 TriggerSeconds = Annotated[int, typer.Option("--seconds", min=1, max=3600, help="How long to start executions.")]
 
 
@@ -206,6 +207,12 @@ def failover(
     _one("failover-stop" if stop else "failover", json_file, None, records, None, _broker(bootstrap, config, flags))
 
 
+@app.command("broker-loss")
+def broker_loss(json_file: JsonFile = None, records: BrokerKills = None) -> None:
+    """SIGKILL of one broker of three, by turns a partition's leader and the controller: the gap in completions."""
+    _one("broker-loss", json_file, None, records, None, "")
+
+
 @app.command("all")
 def everything(
     output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Folder of the JSON files.")] = Path(
@@ -273,7 +280,8 @@ async def _run(
 
     results: list[Result] = []
     with _screen() as (say, progress):
-        async with broker_for(bootstrap, say) as broker:
+        brokers, broker_settings = entries[0].brokers, entries[0].broker_settings
+        async with broker_for(bootstrap, say, brokers, broker_settings) as broker:
             for entry in entries:
                 say(f"{entry.name}: {entry.about}")
                 effort = Effort(records or entry.records, runs or entry.runs, peers)

@@ -1,6 +1,8 @@
 """The embedded Kafka: one broker for a laptop, or three for tests that lose one."""
 
 import asyncio
+import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -147,6 +149,16 @@ class EmbeddedKafka:
         """The node that leads a partition; -1 when none does."""
         alive = ",".join(f"{HOST}:{self._nodes[node_id].plan.port}" for node_id in self.pids)
         return await partition_leader(alive, topic, partition)
+
+    def controller(self) -> int:
+        """The node that is the active controller, as the quorum's own files tell it; -1 when there is none."""
+        found = (-1, -1)
+        for node in self._nodes.values():
+            # A file that is being written, or of a node that has not begun, says nothing.
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                told = json.loads((node.plan.data / "__cluster_metadata-0" / "quorum-state").read_text())
+                found = max(found, (told["leaderEpoch"], told["leaderId"]))
+        return found[1]
 
     async def _find_parts(self) -> tuple[Java, list[Path]]:
         """Java and the jars, side by side; either may have to be fetched."""

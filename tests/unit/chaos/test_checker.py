@@ -284,6 +284,21 @@ def test_a_late_end_and_a_wait_without_end_are_told() -> None:
     assert not laws.liveness(Folder(late, a_run(2).requests), known).holds
 
 
+def test_a_gap_is_told_of_the_fault_that_it_meets_and_of_one_partition_at_a_time() -> None:
+    def end(at_s: float, partition: int) -> WitnessLine:
+        return WitnessLine(WORKFLOW_EVENTS.name, partition, round(at_s * 1_000), "", round(at_s * S), ("x",))
+
+    steady = [end(at / 10, 0) for at in range(100)]
+    stands = [end(at / 10, 1) for at in range(100) if not 30 < at < 50]
+    quiet = replace(end(4.0, 1), ended=())
+    faults = [FaultLine(0, "kill", 3 * S, 4 * S, {"pid": 1}), FaultLine(1, "stop", 7 * S, 7 * S, {"pid": 2})]
+    facts = laws.liveness(Folder(replace(PLAN, settle_s=1), [], [], faults, [*steady, quiet, *stands]), {}).facts
+    assert facts["gaps"] == {
+        "kill": {"faults": 1, "p50_s": 2.0, "max_s": 2.0},
+        "stop": {"faults": 1, "p50_s": 0.1, "max_s": 0.1},
+    }
+
+
 # ---- requests
 
 
