@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -50,7 +50,7 @@ class Entry:
     runs: int = 3
     is_long: bool = False
     brokers: int = 1
-    broker_settings: Mapping[str, str] = MappingProxyType({})
+    broker_settings: Mapping[str, str] = field(default_factory=dict)
 
 
 async def _producer(broker: BenchBroker, effort: Effort, say: Say, _: Progress) -> Result:
