@@ -38,13 +38,16 @@ VICTIMS: Final = ("leader", "controller")
 AFTER_MS: Final = 6_000
 LED_WITHIN_S: Final = 90.0
 TUNED: Final = {
-    # A broker not heard of for this long loses its partitions; 9 s by default.
-    "broker.session.timeout.ms": "1000",
-    "broker.heartbeat.interval.ms": "200",
-    # A controller not heard of for this long is replaced; 2 s each by default.
-    "controller.quorum.fetch.timeout.ms": "1000",
-    "controller.quorum.request.timeout.ms": "1000",
-    "controller.quorum.election.timeout.ms": "500",
+    # A broker not heard of for this long loses its partitions; 9 s and 2 s by default.
+    "broker.session.timeout.ms": "600",
+    "broker.heartbeat.interval.ms": "150",
+    # A follower asks a leader that does not lead yet again after this long; 1 s by default, in which nothing that
+    # waits for all replicas is acknowledged.
+    "replica.fetch.backoff.ms": "50",
+    # A controller not heard of for this long is replaced; 2, 2 and 1 s by default.
+    "controller.quorum.fetch.timeout.ms": "600",
+    "controller.quorum.request.timeout.ms": "600",
+    "controller.quorum.election.timeout.ms": "300",
     # Leadership goes back to a broker that is in sync again after this long, between two kills; 300 s by default.
     "leader.imbalance.check.interval.seconds": "5",
 }
