@@ -63,7 +63,7 @@ async def bench_broker_loss(broker: BenchBroker, kills: int, progress: Progress,
     if kafka is None or len(kafka.pids) != BROKERS:
         raise SideFailed(f"it kills brokers, and needs {BROKERS} of its own")
     instants: list[tuple[str, float]] = []
-    async with Engine(broker, {"workflow.retention_s": 3600}) as engine:
+    async with Engine(broker, {"workflow.retention_s": 3600, "http.keep_alive_s": 600}) as engine:
         await engine.register(DEFINITION)
         async with _reading(broker.bootstrap_servers) as seen, loaded(engine, rate) as sent:
             await asyncio.sleep(QUIET_S)
@@ -89,7 +89,8 @@ async def bench_broker_loss(broker: BenchBroker, kills: int, progress: Progress,
         "kills": kills,
         "rate": rate,
         "executions": len(ends.ended),
-        "starts": {"asked": sent.asked, "accepted": len(sent.accepted), "refused": sent.refused, "lost": sent.lost},
+        "starts": sent.as_dict(),
+        "availability": sent.availability(),
         "ends_sent_again": ends.sent_again,
         "broker_settings": TUNED,
         "gap": "the longest time between two ends that a reader sees on any one partition, the kill included",

@@ -39,6 +39,8 @@ QUIET_S: Final = 2.0
 AFTER_MS: Final = 1_500
 # With fewer of its starts accepted the load is another one than it says.
 ACCEPTED_SHARE: Final = 0.95
+# A start that is answered later counts as a failure of its second.
+ANSWER_S: Final = 1.0
 BIN_MS: Final = 20
 BEFORE_MS: Final = 400
 # One reading of a hundred kills' histories, 3,000,000 events, is half a minute of it.
@@ -77,12 +79,32 @@ class Ends:
 
 @dataclass(slots=True)
 class Sent:
-    """What became of the starts: `accepted` are the executions, `refused` and `lost` starts."""
+    """What became of the starts: `accepted` are the executions, `refused` and `lost` starts, `slow` requests.
+
+    `bad_seconds` are those of the load in which one was asked for that was not accepted within `ANSWER_S`.
+    """
 
     asked: int = 0
     accepted: set[str] = field(default_factory=set)
     refused: int = 0
     lost: int = 0
+    slow: int = 0
+    seconds: set[int] = field(default_factory=set)
+    bad_seconds: set[int] = field(default_factory=set)
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "asked": self.asked,
+            "accepted": len(self.accepted),
+            "refused": self.refused,
+            "lost": self.lost,
+            "slow_requests": self.slow,
+        }
+
+    def availability(self) -> dict[str, float]:
+        """By the second: one is good when everything asked for in it was accepted in time."""
+        share = 1 - len(self.bad_seconds) / max(1, len(self.seconds))
+        return {"seconds": len(self.seconds), "bad_seconds": len(self.bad_seconds), "share": round(share, 6)}
 
 
 async def bench_failover(
@@ -94,21 +116,25 @@ async def bench_failover(
     plot: Path | None = None,
     *,
     stop: bool = False,
+    every_s: float = 0.0,
 ) -> Result:
     """Kill `kills` engines by turns under `rate` executions a second; gaps, and the bins of a plot around the kills.
 
-    With `stop` they are frozen for `AFTER_MS` instead, and then go on: what they still send is a zombie's.
+    With `stop` they are frozen for `AFTER_MS` instead, and then go on: what they still send is a zombie's. Kills are
+    `every_s` apart, or as soon as the last one is ready again and a while has gone.
     """
     instants: list[float] = []
     processes = {**dict.fromkeys(ENGINES, "coordinator"), "api-gateway": "api-gateway"}
-    settings = {"workflow.retention_s": 3600}
+    # Longer than a connection of the load is idle: one that is closed as it is used again is no failure of ours.
+    settings = {"workflow.retention_s": 3600, "http.keep_alive_s": 600}
     async with Engine(broker, settings, processes) as engine:
         await engine.register(DEFINITION)
         async with loaded(engine, rate) as sent:
             await asyncio.sleep(QUIET_S)
             for number in range(kills):
                 progress("killing", number, kills)
-                await asyncio.sleep(QUIET_S * random.uniform(0.5, 1.5))
+                since_s = time.time() - instants[-1] / 1000 if instants else every_s
+                await asyncio.sleep(max(QUIET_S, every_s - since_s) * random.uniform(0.5, 1.5))
                 instants.append(time.time() * 1000)
                 await _hurt(engine, ENGINES[number % len(ENGINES)], stop=stop)
             await asyncio.sleep(QUIET_S)
@@ -133,7 +159,8 @@ async def bench_failover(
         "kills": kills,
         "rate": rate,
         "executions": len(ends.ended),
-        "starts": {"asked": sent.asked, "accepted": len(sent.accepted), "refused": sent.refused, "lost": sent.lost},
+        "starts": sent.as_dict(),
+        "availability": sent.availability(),
         "ends_sent_again": ends.sent_again,
         "engines_that_ended_by_themselves": ended_by_themselves,
         "gap": "the longest time between two ends on any one partition that a kill falls into or that follows it",
@@ -166,23 +193,36 @@ async def loaded(engine: Engine, rate: int) -> AsyncIterator[Sent]:
     sent = Sent()
     stop = asyncio.Event()
 
+    began = time.perf_counter()
+
     async def one(pool: Pool, number: int) -> None:
+        due = began + number * BATCH / rate
+        second = int(due - began)
+        found = await asked(pool, number)
+        sent.seconds.add(second)
+        slow = time.perf_counter() - due > ANSWER_S
+        sent.slow += slow
+        if slow or found < BATCH:
+            sent.bad_seconds.add(second)
+
+    async def asked(pool: Pool, number: int) -> int:
+        """How many of a batch were accepted."""
         inputs = [{"number": number * BATCH + at} for at in range(BATCH)]
         sent.asked += BATCH
         try:
             answer = await pool.request(start_batch(WORKFLOW, inputs))
         except OSError:
             sent.lost += BATCH
-            return
+            return 0
         if answer.status != 202:
             sent.refused += BATCH
-            return
+            return 0
         found = {item["execution_id"] for item in json.loads(answer.body)["items"] if item["code"] == 202}
         sent.accepted |= found
         sent.refused += BATCH - len(found)
+        return len(found)
 
     async def load() -> None:
-        began = time.perf_counter()
         number = 0
         async with engine.pool(CONNECTIONS) as pool, asyncio.TaskGroup() as group:
             while not stop.is_set():

@@ -32,11 +32,12 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much to measure."""
+    """How much to measure; `every_s` are the seconds between two faults, of benchmarks that make some."""
 
     records: int
     runs: int
     peers: tuple[str, ...] | None = None
+    every_s: float = 0.0
 
 
 def our_module(module: str, versions: str = "this checkout") -> Callable[[Say], Command]:

@@ -87,12 +87,13 @@ async def _spool(broker: BenchBroker, effort: Effort, say: Say, progress: Progre
 
 
 async def _failover(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
-    return await bench_failover(broker, effort.records, say, progress, plot=Path("bench-results/failover.png"))
+    plot = Path("bench-results/failover.png")
+    return await bench_failover(broker, effort.records, say, progress, plot=plot, every_s=effort.every_s)
 
 
 async def _failover_stop(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
     plot = Path("bench-results/failover-stop.png")
-    return await bench_failover(broker, effort.records, say, progress, plot=plot, stop=True)
+    return await bench_failover(broker, effort.records, say, progress, plot=plot, stop=True, every_s=effort.every_s)
 
 
 async def _broker_loss(broker: BenchBroker, effort: Effort, _: Say, progress: Progress) -> Result:

@@ -32,6 +32,7 @@ Bootstrap = Annotated[
 ]
 Seconds = Annotated[int, typer.Option("--seconds", min=1, max=3600, help="How long to send at each load.")]
 Kills = Annotated[int | None, typer.Option("--kills", min=1, max=1000, help="How many engines to kill, by turns.")]
+EveryS = Annotated[float, typer.Option("--every-s", min=0, help="Seconds from one kill to the next, on average.")]
 BrokerKills = Annotated[int | None, typer.Option("--kills", min=1, max=1000, help="How many brokers to kill.")]
 TriggerSeconds = Annotated[int, typer.Option("--seconds", min=1, max=3600, help="How long to start executions.")]
 
@@ -199,12 +200,14 @@ def failover(
     json_file: JsonFile = None,
     records: Kills = None,
     stop: Annotated[bool, typer.Option("--stop", help="SIGSTOP for 1.5 s instead.")] = False,
+    every_s: EveryS = 0.0,
     bootstrap: Bootstrap = None,
     config: ConfigFile = None,
     flags: SetFlags = None,
 ) -> None:
     """SIGKILL of an engine under 500 executions/s: the gap in completions; a plot in bench-results/failover.png."""
-    _one("failover-stop" if stop else "failover", json_file, None, records, None, _broker(bootstrap, config, flags))
+    name = "failover-stop" if stop else "failover"
+    _one(name, json_file, None, records, None, _broker(bootstrap, config, flags), every_s)
 
 
 @app.command("broker-loss")
@@ -237,14 +240,20 @@ def _broker(bootstrap: str | None, config: Path | None, flags: list[str] | None)
 
 
 def _one(
-    name: str, json_file: Path | None, runs: int | None, records: int | None, peers: str | None, bootstrap: str
+    name: str,
+    json_file: Path | None,
+    runs: int | None,
+    records: int | None,
+    peers: str | None,
+    bootstrap: str,
+    every_s: float = 0.0,
 ) -> None:
     from app.bench.suite import SUITE  # noqa: PLC0415 - `--help` must not wait for Kafka clients
 
     entry = next(entry for entry in SUITE if entry.name == name)
     chosen = None if peers is None else tuple(peer.strip() for peer in peers.split(",") if peer.strip())
     files = {name: json_file} if json_file else {}
-    _measured(_run((entry,), files, runs, records, chosen, bootstrap))
+    _measured(_run((entry,), files, runs, records, chosen, bootstrap, every_s))
 
 
 def _measured(measuring: Coroutine[Any, Any, None]) -> None:
@@ -271,6 +280,7 @@ async def _run(
     records: int | None,
     peers: tuple[str, ...] | None,
     bootstrap: str,
+    every_s: float = 0.0,
 ) -> None:
     """Measure each, show it and write it; a benchmark whose own side failed makes the command fail at the end."""
     from app.bench.child import SideFailed  # noqa: PLC0415 - as above
@@ -284,7 +294,7 @@ async def _run(
         async with broker_for(bootstrap, say, brokers, broker_settings) as broker:
             for entry in entries:
                 say(f"{entry.name}: {entry.about}")
-                effort = Effort(records or entry.records, runs or entry.runs, peers)
+                effort = Effort(records or entry.records, runs or entry.runs, peers, every_s)
                 try:
                     result = await entry.run(broker, effort, say, progress)
                 except SideFailed as failure:

@@ -47,6 +47,7 @@ async def test_acknowledged_records_outlive_their_leader(tmp_path: Path) -> None
         await producer.start()
         try:
             await producer.send_and_wait(TOPIC.name, b"before")
+            assert kafka.controller() in kafka.pids
             leader = await kafka.leader(TOPIC.name, 0)
             kafka.kill(leader)
             assert kafka.dead_nodes() == [leader]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.bench.failover import AFTER_MS, BEFORE_MS, BIN_MS, Ends, bins, gap_ms, in_hand_ms
+from app.bench.failover import AFTER_MS, BEFORE_MS, BIN_MS, Ends, Sent, bins, gap_ms, in_hand_ms
 
 KILL_MS = 10_000.0
 
@@ -43,3 +43,8 @@ def test_bins_are_the_mean_of_the_kills() -> None:
     at_the_kill = BEFORE_MS // BIN_MS
     assert bars[at_the_kill : at_the_kill + 3] == [3 / 2, 1 / 2, 0]
     assert sum(bars) == 2
+
+
+def test_a_second_is_available_when_nothing_failed_in_it() -> None:
+    sent = Sent(seconds={0, 1, 2, 3}, bad_seconds={2})
+    assert sent.availability() == {"seconds": 4, "bad_seconds": 1, "share": 0.75}

@@ -70,6 +70,9 @@ def broker_properties(
         # should be back within 5 s, and of three the cluster should notice the loss in 3 s.
         "broker.session.timeout.ms": 3000 if len(plans) > 1 else 2000,
         "broker.heartbeat.interval.ms": 500,
+        # A follower asks a new leader that does not lead yet again after this long. With the default of 1 s nothing
+        # that waits for all replicas is acknowledged for a second more after a broker was lost.
+        "replica.fetch.backoff.ms": 100,
         # 128 MB by default, a quarter of our heap; 16 MB still maps 700,000 keys a pass.
         "log.cleaner.dedupe.buffer.size": 16 << 20,
         "num.network.threads": 2,
