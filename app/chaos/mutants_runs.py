@@ -236,11 +236,11 @@ async def _asked_again(load: Load, product: Product, stop: asyncio.Event) -> dic
 
 
 async def _healed(stage: Stage, load: Load) -> None:
-    """Return when all that was acknowledged has ended, or nothing more does."""
+    """Return when all that was begun has ended, or nothing more does."""
     stage.times["healed_ns"] = stage.times["ended_ns"] = time.time_ns()
     ends = Ends(TopicReader(KafkaSettings(bootstrap_servers=stage.kafka.bootstrap)))
     heard_s, ended = time.monotonic(), -1
-    while not load.accepted <= ends.seen and time.monotonic() - heard_s < stage.patience_s(STUCK_S):
+    while not ends.have_all_ended(load.accepted) and time.monotonic() - heard_s < stage.patience_s(STUCK_S):
         await ends.read_on()
         if len(ends.seen) > ended:
             heard_s, ended = time.monotonic(), len(ends.seen)
