@@ -27,6 +27,7 @@ from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
 HOST = "127.0.0.1"
 PROCESSES = {"coordinator": "coordinator", "api-gateway": "api-gateway"}
 READY_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 35.0
 POLL_S = 0.05
 TOPICS = "workflow."
 
@@ -90,6 +91,15 @@ class Engine:
         """SIGKILL one process."""
         self._signal(name, signal.SIGKILL)
         await self.children[name].process.wait()
+
+    async def stop(self, name: str) -> None:
+        """SIGTERM one process, and wait until it has ended. Raises `SideFailed` when it does not."""
+        self._signal(name, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self.children[name].process.wait()
+        except TimeoutError:
+            raise SideFailed(f"{name} had not stopped {STOP_TIMEOUT_S:.0f} s after SIGTERM") from None
 
     def freeze(self, name: str) -> None:
         """SIGSTOP one process."""

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from app.bench.broker import BenchBroker
 from app.bench.child import SideFailed
@@ -29,6 +29,12 @@ from app.bench.series import machine
 from app.bench.side import OURS, Progress
 from app.domain.workflow.events import ExecutionEnded, ExecutionStarted
 
+Signal = Literal["SIGKILL", "SIGSTOP", "SIGTERM"]
+NAMES: Final[dict[Signal, str]] = {
+    "SIGKILL": "failover",
+    "SIGSTOP": "failover-stop",
+    "SIGTERM": "failover-restart",
+}
 RATE: Final = 500
 KILLS: Final = 20
 BATCH: Final = 5
@@ -115,13 +121,14 @@ async def bench_failover(
     rate: int = RATE,
     plot: Path | None = None,
     *,
-    stop: bool = False,
+    hurt: Signal = "SIGKILL",
     every_s: float = 0.0,
 ) -> Result:
     """Kill `kills` engines by turns under `rate` executions a second; gaps, and the bins of a plot around the kills.
 
-    With `stop` they are frozen for `AFTER_MS` instead, and then go on: what they still send is a zombie's. Kills are
-    `every_s` apart, or as soon as the last one is ready again and a while has gone.
+    By SIGSTOP they are frozen for `AFTER_MS` and then go on: what they still send is a zombie's. By SIGTERM they stop
+    in order, as in a rolling restart. Kills are `every_s` apart, or as soon as the last one is ready again and a while
+    has gone.
     """
     instants: list[float] = []
     processes = {**dict.fromkeys(ENGINES, "coordinator"), "api-gateway": "api-gateway"}
@@ -136,7 +143,7 @@ async def bench_failover(
                 since_s = time.time() - instants[-1] / 1000 if instants else every_s
                 await asyncio.sleep(max(QUIET_S, every_s - since_s) * random.uniform(0.5, 1.5))
                 instants.append(time.time() * 1000)
-                await _hurt(engine, ENGINES[number % len(ENGINES)], stop=stop)
+                await _hurt(engine, ENGINES[number % len(ENGINES)], hurt)
             await asyncio.sleep(QUIET_S)
         ends = await all_ended(engine, sent)
         ended_by_themselves = engine.ended_by_themselves
@@ -155,7 +162,7 @@ async def bench_failover(
     }
     about = {
         **machine(),
-        "signal": "SIGSTOP" if stop else "SIGKILL",
+        "signal": hurt,
         "kills": kills,
         "rate": rate,
         "executions": len(ends.ended),
@@ -174,17 +181,19 @@ async def bench_failover(
         Run(number, OURS, {"gap_ms": gap, "in_hand_ms": hand})
         for number, (gap, hand) in enumerate(zip(gaps, recovered, strict=True))
     )
-    return Result("failover-stop" if stop else "failover", "ms", value, {}, about, runs)
+    return Result(NAMES[hurt], "ms", value, {}, about, runs)
 
 
-async def _hurt(engine: Engine, name: str, *, stop: bool) -> None:
+async def _hurt(engine: Engine, name: str, hurt: Signal) -> None:
     """Take an engine away for `AFTER_MS`, and wait until it is ready again."""
-    if stop:
+    if hurt == "SIGSTOP":
         engine.freeze(name)
-    else:
-        await engine.kill(name)
+        await asyncio.sleep(AFTER_MS / 1000)
+        await engine.thaw(name)
+        return
+    await (engine.kill(name) if hurt == "SIGKILL" else engine.stop(name))
     await asyncio.sleep(AFTER_MS / 1000)
-    await (engine.thaw(name) if stop else engine.start_again(name))
+    await engine.start_again(name)
 
 
 @contextlib.asynccontextmanager

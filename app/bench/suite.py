@@ -15,7 +15,7 @@ from app.bench.capacity import SECONDS as CAPACITY_SECONDS
 from app.bench.capacity import bench_capacity
 from app.bench.environments import Say
 from app.bench.executions import FINISHED, bench_executions
-from app.bench.failover import KILLS, bench_failover
+from app.bench.failover import KILLS, NAMES, Signal, bench_failover
 from app.bench.processing import bench_rollup, bench_transform
 from app.bench.producing import bench_batch_vs_single, bench_producer
 from app.bench.restore import ROWS as RESTORE_ROWS
@@ -86,14 +86,13 @@ async def _spool(broker: BenchBroker, effort: Effort, say: Say, progress: Progre
     return await bench_spool(broker, effort.runs, effort.records, say, progress)
 
 
-async def _failover(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
-    plot = Path("bench-results/failover.png")
-    return await bench_failover(broker, effort.records, say, progress, plot=plot, every_s=effort.every_s)
+def _failover(hurt: Signal) -> Bench:
+    plot = Path("bench-results") / f"{NAMES[hurt]}.png"
 
+    async def run(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
+        return await bench_failover(broker, effort.records, say, progress, plot=plot, hurt=hurt, every_s=effort.every_s)
 
-async def _failover_stop(broker: BenchBroker, effort: Effort, say: Say, progress: Progress) -> Result:
-    plot = Path("bench-results/failover-stop.png")
-    return await bench_failover(broker, effort.records, say, progress, plot=plot, stop=True, every_s=effort.every_s)
+    return run
 
 
 async def _broker_loss(broker: BenchBroker, effort: Effort, _: Say, progress: Progress) -> Result:
@@ -120,8 +119,16 @@ SUITE: tuple[Entry, ...] = (
     ),
     Entry("timers", "A thousand durable timers due each second: how late they fire.", _timers, TIMER_SECONDS, 1),
     Entry("restore", "A million rows opened: cold, from disk, kept warm.", _restore, RESTORE_ROWS, 1),
-    Entry("failover", "SIGKILL of an engine under load: how long nothing ends.", _failover, KILLS, 1, is_long=True),
-    Entry("failover-stop", "SIGSTOP of an engine instead.", _failover_stop, KILLS, 1, is_long=True),
+    Entry(
+        "failover",
+        "SIGKILL of an engine under load: how long nothing ends.",
+        _failover("SIGKILL"),
+        KILLS,
+        1,
+        is_long=True,
+    ),
+    Entry("failover-stop", "SIGSTOP of an engine instead.", _failover("SIGSTOP"), KILLS, 1, is_long=True),
+    Entry("failover-restart", "Engines restarted in order instead.", _failover("SIGTERM"), KILLS, 1, is_long=True),
     Entry(
         "broker-loss",
         "SIGKILL of one broker of three under load.",

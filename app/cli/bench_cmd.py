@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.options import ConfigFile, SetFlags, console, load_settings
-from app.errors import HeadraceError
+from app.errors import HeadraceError, UserError
 
 if TYPE_CHECKING:
     from app.bench.environments import Say
@@ -200,13 +200,16 @@ def failover(
     json_file: JsonFile = None,
     records: Kills = None,
     stop: Annotated[bool, typer.Option("--stop", help="SIGSTOP for 1.5 s instead.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Stop them in order instead, as an upgrade does.")] = False,
     every_s: EveryS = 0.0,
     bootstrap: Bootstrap = None,
     config: ConfigFile = None,
     flags: SetFlags = None,
 ) -> None:
     """SIGKILL of an engine under 500 executions/s: the gap in completions; a plot in bench-results/failover.png."""
-    name = "failover-stop" if stop else "failover"
+    if stop and restart:
+        raise UserError("--stop and --restart are two benchmarks; ask for one of them.")
+    name = "failover-stop" if stop else "failover-restart" if restart else "failover"
     _one(name, json_file, None, records, None, _broker(bootstrap, config, flags), every_s)
 
 
