@@ -1,35 +1,26 @@
 """`bench broker-loss`: SIGKILL of a broker of three under load, by turns the leader of a partition and the controller.
 
 Three nodes that are broker and controller each, as in the fault suite, with times tuned for quick notice (`TUNED`);
-one engine. What is counted is what a reader of the histories sees, by its own clock: an engine's own instants say
-nothing while it cannot write.
+one engine. What is counted is what a reader of the histories sees (`app/bench/ends.py`).
 """
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
 from itertools import cycle, islice
 from statistics import median
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
-
 from app.adapters.embedded import EmbeddedKafka
-from app.adapters.topic_reader import TopicReader
 from app.bench.broker import BenchBroker
 from app.bench.child import SideFailed
+from app.bench.ends import gap_ms, reading
 from app.bench.engine import Engine
-from app.bench.failover import DEFINITION, QUIET_S, Ends, all_ended, gap_ms, loaded
+from app.bench.failover import DEFINITION, QUIET_S, all_ended, loaded
 from app.bench.result import Result, Run
 from app.bench.series import machine
 from app.bench.side import OURS, Progress
-from app.domain.workflow.events import ExecutionEnded
-from app.workflow_wire import decode_run
-from config.kafka import KafkaSettings
-from config.topics import WORKFLOW_COMMANDS, WORKFLOW_EVENTS
+from config.topics import WORKFLOW_COMMANDS
 
 RATE: Final = 100
 KILLS: Final = 20
@@ -63,9 +54,10 @@ async def bench_broker_loss(broker: BenchBroker, kills: int, progress: Progress,
     if kafka is None or len(kafka.pids) != BROKERS:
         raise SideFailed(f"it kills brokers, and needs {BROKERS} of its own")
     instants: list[tuple[str, float]] = []
-    async with Engine(broker, {"workflow.retention_s": 3600, "http.keep_alive_s": 600}) as engine:
+    settings = {"workflow.retention_s": 3600, "http.keep_alive_s": 600}
+    async with Engine(broker, settings) as engine, reading(broker.bootstrap_servers) as seen:
         await engine.register(DEFINITION)
-        async with _reading(broker.bootstrap_servers) as seen, loaded(engine, rate) as sent:
+        async with loaded(engine, rate) as sent:
             await asyncio.sleep(QUIET_S)
             for number, victim in enumerate(islice(cycle(VICTIMS), kills)):
                 progress("killing", number, kills)
@@ -77,8 +69,8 @@ async def bench_broker_loss(broker: BenchBroker, kills: int, progress: Progress,
                 await kafka.start_node(node)
                 await _until_all_lead(kafka)
             await asyncio.sleep(QUIET_S)
-        ends = await all_ended(engine, sent)
-    gaps = [(victim, gap_ms(seen, instant, AFTER_MS)) for victim, instant in instants]
+        ends = await all_ended(engine, sent, seen)
+    gaps = [(victim, gap_ms(seen, instant, instant + AFTER_MS)) for victim, instant in instants]
     value: dict[str, float] = {}
     for victim in VICTIMS:
         if found := [gap for name, gap in gaps if name == victim]:
@@ -90,7 +82,7 @@ async def bench_broker_loss(broker: BenchBroker, kills: int, progress: Progress,
         "rate": rate,
         "executions": len(ends.ended),
         "starts": sent.as_dict(),
-        "availability": sent.availability(),
+        "availability": sent.availability(ends),
         "ends_sent_again": ends.sent_again,
         "broker_settings": TUNED,
         "gap": "the longest time between two ends that a reader sees on any one partition, the kill included",
@@ -121,30 +113,3 @@ async def _until_all_lead(kafka: EmbeddedKafka) -> None:
         if time.monotonic() > deadline:
             raise SideFailed(f"a broker that was killed leads nothing {LED_WITHIN_S:.0f} s after it came back")
         await asyncio.sleep(0.5)
-
-
-@contextlib.asynccontextmanager
-async def _reading(bootstrap: str) -> AsyncIterator[Ends]:
-    """What a reader sees of ends while the block runs, by its own clock."""
-    seen = Ends()
-    name = WORKFLOW_EVENTS.name
-    count = await TopicReader(KafkaSettings(bootstrap_servers=bootstrap)).partitions(name)
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=None, auto_offset_reset="latest")
-    await consumer.start()
-    consumer.assign([TopicPartition(name, number) for number in range(count)])
-
-    async def read() -> None:
-        while True:
-            with contextlib.suppress(KafkaError):  # brokers are killed here: the next one is asked
-                for part, records in (await consumer.getmany(timeout_ms=100)).items():
-                    now_ms = int(time.time() * 1000)
-                    ended = sum(isinstance(decode_run(record.value).events[-1], ExecutionEnded) for record in records)
-                    seen.by_partition.setdefault(part.partition, []).extend([now_ms] * ended)
-
-    reading = asyncio.create_task(read())
-    try:
-        yield seen
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-        await consumer.stop()

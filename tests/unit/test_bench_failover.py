@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.bench.failover import AFTER_MS, BEFORE_MS, BIN_MS, Ends, Sent, bins, gap_ms, in_hand_ms
+from app.bench.ends import AFTER_MS, BEFORE_MS, BIN_MS, Ends, Seen, bins, gap_ms, in_hand_ms
+from app.bench.failover import ENDED_MS, Sent
 
 KILL_MS = 10_000.0
 
@@ -28,23 +29,36 @@ def every(step_ms: int, *, but: range = range(0)) -> list[int]:
 def test_the_gap_is_the_longest_that_the_kill_falls_into_or_that_follows_it(
     partitions: list[list[int]], gap: int
 ) -> None:
-    assert gap_ms(Ends(by_partition=dict(enumerate(partitions))), KILL_MS) == gap
+    assert gap_ms(Seen(dict(enumerate(partitions))), KILL_MS, KILL_MS + AFTER_MS) == gap
+
+
+def test_a_gap_of_nothing_is_no_gap() -> None:
+    with pytest.raises(ValueError, match="no end"):
+        gap_ms(Seen(), KILL_MS, KILL_MS + AFTER_MS)
+
+
+def lived(*lives: tuple[int, int]) -> Ends:
+    return Ends({f"x{number}": life for number, life in enumerate(lives)})
 
 
 def test_what_was_in_hand_was_accepted_before_and_ended_after() -> None:
     lives = [(9_000, 9_999), (9_999, 10_060), (9_000, 10_200), (10_001, 10_900)]
-    assert in_hand_ms(Ends(lives=lives), KILL_MS) == 200
-    assert in_hand_ms(Ends(lives=lives[:1]), KILL_MS) == 0
+    assert in_hand_ms(lived(*lives), KILL_MS) == 200
+    assert in_hand_ms(lived(*lives[:1]), KILL_MS) == 0
 
 
 def test_bins_are_the_mean_of_the_kills() -> None:
-    ends = Ends(lives=[(0, at) for at in (10_000, 10_001, 10_000 + BIN_MS, 20_000)])
+    ends = lived(*((0, at) for at in (10_000, 10_001, 10_000 + BIN_MS, 20_000)))
     bars = bins(ends, [KILL_MS, 20_000.0])
     at_the_kill = BEFORE_MS // BIN_MS
     assert bars[at_the_kill : at_the_kill + 3] == [3 / 2, 1 / 2, 0]
     assert sum(bars) == 2
 
 
-def test_a_second_is_available_when_nothing_failed_in_it() -> None:
-    sent = Sent(seconds={0, 1, 2, 3}, bad_seconds={2})
-    assert sent.availability() == {"seconds": 4, "bad_seconds": 1, "share": 0.75}
+def test_a_second_is_available_when_what_was_asked_in_it_was_accepted_and_ended_in_time() -> None:
+    sent = Sent(seconds={"x0": 0, "x1": 1, "x2": 3}, bad_seconds={2})
+    on_time, late = (9_000, 9_000 + ENDED_MS), (9_000, 9_001 + ENDED_MS)
+    assert sent.availability(lived(on_time, on_time, on_time))["share"] == 0.75
+    assert sent.availability(lived(on_time, late, on_time)) == {
+        "seconds": 4, "bad_seconds": 2, "share": 0.5, "ended_late": 1
+    }  # fmt: skip
