@@ -189,15 +189,19 @@ async def _telemetry(folder: Folder, settings: Settings, reader: TopicReader, wa
     if folder.acks is None and folder.books is None and not folder.plan.telemetry:
         return [not_asked(name) for name in ("telemetry", "books", "rollups")]
     found = await read_telemetry(reader)
+    plan = folder.plan
     return [
         telemetry(found, folder.acks, folder.books),
         not_asked("books") if folder.books is None else books(found, folder.books),
-        await _rollups(settings, reader, wait_s) if folder.plan.telemetry else not_asked("rollups"),
+        await _rollups(settings, reader, wait_s, in_order=plan.in_order) if plan.telemetry else not_asked("rollups"),
     ]
 
 
-async def _rollups(settings: Settings, reader: TopicReader, wait_s: float) -> Law:
-    """`app.rollup_check`: what the transform emitted is what is recomputed from the telemetry."""
+async def _rollups(settings: Settings, reader: TopicReader, wait_s: float, *, in_order: bool) -> Law:
+    """`app.rollup_check`: what the transform emitted is what is recomputed from the telemetry.
+
+    What it calls late is left out of that on its word; where nothing can be, nothing may be called so.
+    """
     transform = terms_of(settings)
     group = f"{settings.kafka.client_id}-transform"
     terms = RollupTerms(transform.spec, transform.limits, group, wait_s)
@@ -206,8 +210,11 @@ async def _rollups(settings: Settings, reader: TopicReader, wait_s: float) -> La
     except HeadraceError as error:
         return Law("rollups", 0, 1, (str(error),))
     says = [f"{kind_of(each)}: {'/'.join(map(str, each.key))}: {each.detail}" for each in checked.differences]
+    refused = checked.late + checked.dead if in_order else 0
+    if refused:
+        says.insert(0, f"{checked.late:,} readings were called late and {checked.dead:,} unreadable; none is")
     facts = {"records": checked.records, "late": checked.late, "dead": checked.dead, "open": checked.open_windows}
-    return Law("rollups", checked.windows, sum(checked.counts.values()), tuple(says[: laws.SHOWN]), facts)
+    return Law("rollups", checked.windows, sum(checked.counts.values()) + refused, tuple(says[: laws.SHOWN]), facts)
 
 
 def show(report: Report) -> None:

@@ -84,7 +84,7 @@ async def find_executions(reader: Log, witness: Sequence[WitnessLine] | None, co
 
 def readers_of(found: Findings, witness: Sequence[WitnessLine] | None) -> Law:
     """The law of readers, where there was another one."""
-    return found.readers() if witness else not_asked("readers")
+    return not_asked("readers") if witness is None else found.readers()
 
 
 Place = tuple[str, int, int]

@@ -31,7 +31,10 @@ class PlannedFault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """run.json: what was planned, and where the product is."""
+    """run.json: what was planned, and where the product is.
+
+    `in_order` says that each device sends its readings in the order of their time, so that none may be called late.
+    """
 
     bootstrap: str
     started_ns: int
@@ -46,6 +49,7 @@ class Plan:
     ok_share: float = 0.95
     settle_s: float = 2.0
     telemetry: bool = False
+    in_order: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

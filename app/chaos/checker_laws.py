@@ -208,6 +208,9 @@ def liveness(folder: Folder, known: Executions) -> Law:
     """After the end of all faults everything ends in time; how available it was is told by the second."""
     plan = folder.plan
     says = []
+    seen = {each for line in folder.witness or () for each in line.ended}
+    if folder.witness is not None and (unseen := sum(one.status is not None for one in known.values()) - len(seen)) > 0:
+        says.append(f"{unseen:,} ends were not seen by the witness, whose times these are")
     last_s = _last_end_s(folder, known)
     if last_s is not None and last_s > plan.end_within_s:
         says.append(f"the last execution ended {last_s:.1f} s after the cluster was healed")
@@ -241,7 +244,7 @@ def _longest_gap_s(folder: Folder) -> float | None:
     """Between two ends as the witness saw them, while starts went on."""
     plan = folder.plan
     seen = sorted(line.at_ns for line in folder.witness or () if line.ended and line.at_ns <= plan.ended_ns)
-    gaps = [later - earlier for earlier, later in pairwise(seen)]
+    gaps = [later - earlier for earlier, later in pairwise([*seen, plan.ended_ns])]
     return round(max(gaps) / NS, 3) if gaps else None
 
 
@@ -256,7 +259,7 @@ def _gaps_by_fault(folder: Folder) -> dict[str, dict[str, float]]:
     for line in folder.witness or ():
         if line.ended and line.at_ns <= plan.ended_ns:
             ends[line.partition].append(line.at_ns)
-    gaps = [gap for seen in ends.values() for gap in pairwise(sorted(seen))]
+    gaps = [gap for seen in ends.values() for gap in pairwise([*sorted(seen), plan.ended_ns])]
     longest: dict[str, list[float]] = defaultdict(list)
     for fault in folder.faults or ():
         since, until = _window(fault, plan)
@@ -273,16 +276,19 @@ def not_vacuous(folder: Folder) -> Law:
     """What was planned was sent, it went well where no fault was, and every fault has really happened."""
     plan, requests, faults = folder.plan, folder.requests or (), folder.faults or ()
     says = []
-    if len(requests) < plan.ok_share * plan.planned_starts:
-        says.append(f"{len(requests):,} of {plan.planned_starts:,} starts were sent")
+    sent_keys = len({each.key for each in requests})
+    if sent_keys < plan.ok_share * plan.planned_starts:
+        says.append(f"{sent_keys:,} of {plan.planned_starts:,} starts were sent")
     windows = [_window(fault, plan) for fault in faults]
     calm = [each for each in requests if not any(_meets(each, window) for window in windows)]
     ok = sum(each.outcome == "ok" for each in calm)
     if ok < plan.ok_share * len(calm):
         says.append(f"{ok:,} of {len(calm):,} starts outside of faults were acknowledged")
-    total = sum(each.outcome == "ok" for each in requests)
-    if requests and not total:
-        says.append("nothing was acknowledged")
+    if requests and not calm:
+        says.append("there was no time without a fault")
+    total = len({each.key for each in requests if each.outcome == "ok"})
+    if requests and total < max(1, plan.ok_share * plan.planned_starts):
+        says.append(f"{total:,} of {plan.planned_starts:,} planned starts were acknowledged")
     proved = {fault.number for fault in faults if fault.proof}
     says += [
         f"nothing proves that fault {planned.number} ({planned.kind}) has happened"

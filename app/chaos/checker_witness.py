@@ -8,7 +8,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +27,8 @@ from config.kafka import KafkaSettings
 from config.topics import WORKFLOW_EVENTS
 
 _POLL_MS = 50
+# How long it reads on after it was told to stop; it is killed 6 s after.
+_REST_S = 4.0
 
 
 def line_of(record: InRecord, at_ns: int) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def line_of(record: InRecord, at_ns: int) -> dict[str, Any]:
 
 
 async def witness(bootstrap: str, topics: Sequence[str], file: BinaryIO, stop: asyncio.Event, every: int = 1) -> None:
-    """Follow every partition from its beginning until `stop`, whatever becomes of the brokers meanwhile.
+    """Follow every partition from its beginning to where it ends at `stop`, whatever becomes of the brokers meanwhile.
 
     Of `every` records of a partition one is written down, and each that ends an execution.
     """
@@ -66,15 +68,27 @@ async def witness(bootstrap: str, topics: Sequence[str], file: BinaryIO, stop: a
     try:
         consumer.assign(where)
         while not stop.is_set():
-            with suppress(KafkaError):  # a broker that is away is a part of the run: it is asked again
-                for found in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
-                    at_ns = time.time_ns()
-                    lines = [line_of(one, at_ns) for one in found]
-                    kept = [line for line in lines if line["ended"] or line["offset"] % every == 0]
-                    file.writelines(orjson.dumps(line) + b"\n" for line in kept)
-                file.flush()
+            await _write_down(consumer, file, every)
+        ends = await consumer.end_offsets(where)
+        deadline = time.monotonic() + _REST_S
+        while time.monotonic() < deadline and not await _has_read(consumer, ends):
+            await _write_down(consumer, file, every)
     finally:
         await consumer.stop()
+
+
+async def _write_down(consumer: AIOKafkaConsumer, file: BinaryIO, every: int) -> None:
+    with suppress(KafkaError):  # a broker that is away is a part of the run: it is asked again
+        for found in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
+            at_ns = time.time_ns()
+            lines = [line_of(one, at_ns) for one in found]
+            kept = [line for line in lines if line["ended"] or line["offset"] % every == 0]
+            file.writelines(orjson.dumps(line) + b"\n" for line in kept)
+        file.flush()
+
+
+async def _has_read(consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> bool:
+    return all([await consumer.position(part) >= end for part, end in ends.items()])
 
 
 async def run(bootstrap: str, topics: Sequence[str], path: Path, every: int) -> None:

@@ -154,10 +154,11 @@ class GroupCommit:
 
 
 class Server:
-    """HTTP/1.1 with connections that are kept."""
+    """HTTP/1.1 with connections that are kept. An effect is answered `answer_after_s` after it is on the disk."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, answer_after_s: float = 0.0) -> None:
         self._book = book
+        self._answer_after_s = answer_after_s
         self._commit = GroupCommit(book)
         self._open: set[asyncio.Task[None]] = set()
 
@@ -211,6 +212,7 @@ class Server:
             return refused.status, {"error": str(refused)}
         answer = self._book.take(effect, key)
         await self._commit.durable()
+        await asyncio.sleep(self._answer_after_s)
         return answer
 
 
@@ -264,14 +266,14 @@ def _response(status: int, body: Mapping[str, Any], *, keeps: bool) -> bytes:
     return head.encode() + content
 
 
-async def run(path: Path, host: str, port: int) -> None:
+async def run(path: Path, host: str, port: int, answer_after_s: float) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     book = Book(path)
     try:
-        await Server(book).serve(host, port, stop)
+        await Server(book, answer_after_s).serve(host, port, stop)
     finally:
         book.close()
 
@@ -282,8 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--file", type=Path, required=True)
+    parser.add_argument("--answer-after-ms", type=float, default=0.0, help="what is on the disk is told so much later")
     options = parser.parse_args(arguments)
-    asyncio.run(run(options.file, options.host, options.port))
+    asyncio.run(run(options.file, options.host, options.port, options.answer_after_ms / 1000))
     return 0
 
 

@@ -38,6 +38,9 @@ CONTROLS: Final = (
     _case("nothing", "workflows", "stop beside another"),
     _case("nothing", "workflows", "asked again after a kill"),
     _case("nothing", "workflows", "reports of a zombie"),
+    _case("nothing", "workflows", "asked twice"),
+    _case("nothing", "workflows", "kill, same disk"),
+    _case("nothing", "workflows", "none"),
     _case("nothing", "transform", "none"),
     _case("nothing", "produce", "broker refuses"),
 )

@@ -260,10 +260,17 @@ def test_what_two_readers_read_is_the_same_and_stays() -> None:
     seen = [WitnessLine(one.topic, one.partition, one.offset, digest(one.key, one.value), 1) for one in records]
     run.witness = seen
     assert judged(run)["readers"] == laws.law("readers", 2, [])
-    run.witness = [replace(seen[0], hash="0"), seen[1]]
+    ends = [replace(seen[0], ended=tuple({one.execution_id for one in run.story.runs}))]
+    run.witness = [*seen, *ends]
+    assert broken(run) == set()
+    run.witness = [*seen, *ends, replace(seen[0], hash="0")]
     assert broken(run) == {"readers"}
-    run.witness = [*seen, replace(seen[0], offset=10_000)]
+    run.witness = [*seen, *ends, replace(seen[0], offset=10_000)]
     assert broken(run) == {"readers"}
+    run.witness = seen
+    assert broken(run) == {"liveness"}, "it has not seen the ends, whose times it tells"
+    run.witness = []
+    assert broken(run) == {"liveness", "readers"}
 
 
 def test_a_repeat_of_a_run_and_a_takeover_are_no_faults() -> None:
@@ -347,6 +354,20 @@ def test_a_request_counts_as_calm_only_outside_of_every_fault(spans: list[tuple[
     found = laws.not_vacuous(Folder(plan, requests, faults=[FaultLine(0, "kill", fault_s * S, None, {"pid": 1})]))
     calm = [n for n, (at, long, _) in enumerate(spans) if at > fault_s + 1 or at + long < fault_s]
     assert found.facts["calm"] == len(calm)
+
+
+def test_a_run_in_which_little_was_acknowledged_or_nothing_was_calm_proves_nothing() -> None:
+    plan = replace(PLAN, settle_s=1.0, planned_starts=4, ok_share=0.5)
+    fault = FaultLine(0, "kill", 5 * S, 6 * S, {"pid": 1})
+
+    def asked(*told: tuple[str, int, Any]) -> Folder:
+        requests = [Request(key, at * S, outcome, None, at * S) for key, at, outcome in told]
+        return Folder(plan, requests, faults=[fault])
+
+    assert laws.not_vacuous(asked(("a", 1, "ok"), ("b", 1, "ok"))).holds
+    assert not laws.not_vacuous(asked(("a", 1, "ok"), ("a", 2, "ok"))).holds, "asked again is not another start"
+    assert not laws.not_vacuous(asked(("a", 1, "ok"), ("b", 6, "info"))).holds
+    assert not laws.not_vacuous(asked(("a", 5, "ok"), ("b", 6, "ok"))).holds, "no time without a fault"
 
 
 def test_a_success_of_a_task_tells_that_its_effect_is_due() -> None:
