@@ -33,6 +33,7 @@ class PlannedFault:
 class Plan:
     """run.json: what was planned, and where the product is.
 
+    `ok_share` is asked of the starts in calm, `acknowledged_share` of all that were planned, faults or not.
     `in_order` says that each device sends its readings in the order of their time, so that none may be called late.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     effects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     end_within_s: float = 30.0
     ok_share: float = 0.95
+    acknowledged_share: float = 0.5
     settle_s: float = 2.0
     telemetry: bool = False
     in_order: bool = False

@@ -287,7 +287,7 @@ def not_vacuous(folder: Folder) -> Law:
     if requests and not calm:
         says.append("there was no time without a fault")
     total = len({each.key for each in requests if each.outcome == "ok"})
-    if requests and total < max(1, plan.ok_share * plan.planned_starts):
+    if requests and total < max(1, plan.acknowledged_share * plan.planned_starts):
         says.append(f"{total:,} of {plan.planned_starts:,} planned starts were acknowledged")
     proved = {fault.number for fault in faults if fault.proof}
     says += [

@@ -109,6 +109,8 @@ class Stage:
             "planned_faults": planned,
             "end_within_s": END_WITHIN_S,
             "settle_s": 1,
+            # There is one process; while it starts again nobody takes anything.
+            "acknowledged_share": 0.05,
             **self.times,
             **more,
         }
