@@ -68,7 +68,6 @@ class Load:
 
     log: OpLog
     twice: bool = False
-    sent: int = 0
     accepted: set[str] = field(default_factory=set)
     keys: list[str] = field(default_factory=list)
 
@@ -88,7 +87,6 @@ class Load:
 
     async def ask(self, port: int, key: str) -> None:
         """One start."""
-        self.sent += 1
         (op,) = await self.log.intend([{"key": key}])
         body = orjson.dumps({"input": {"op": key, "n": len(key)}})
         wire = post(HOST, f"/api/v1/workflows/{WORKFLOW}/execute", body, (("idempotency-key", key),))

@@ -155,7 +155,7 @@ async def _workflows(stage: Stage) -> None:
             await _loaded(stage, load, first, asked.port)
             await _healed(stage, load)
         stage.finish(
-            planned_starts=load.sent,
+            planned_starts=len(load.keys),
             effects={WORKFLOW: [EFFECT]},
         )
         stage.report = await judge(stage.folder, stage.patience_s(COMMIT_S))
