@@ -38,6 +38,7 @@ RATE: Final = 30.0
 LEAD_S: Final = 1.2
 AFTER_S: Final = 0.6
 ANSWER_AFTER_MS: Final = 300
+EFFECTS: Final = 10
 # Nothing has ended for so long: what has not ended is stuck. A starved machine takes its time.
 STUCK_S: Final = 30.0
 # A control is given all the time that it needs: what it must show is that everything comes to its end.
@@ -171,6 +172,7 @@ async def _loaded(stage: Stage, load: Load, product: Product, port: int) -> None
     try:
         at_ns = time.time_ns()
         await asyncio.sleep(LEAD_S)
+        await _until_some_effects(stage.folder / "ledger.jsonl")
         await _strike(stage, load, product, stop)
         await asyncio.sleep(AFTER_S)
     finally:
@@ -178,6 +180,13 @@ async def _loaded(stage: Stage, load: Load, product: Product, port: int) -> None
         await running
     if zombie is not None:
         stage.struck(at_ns, {"reports": await zombie})
+
+
+async def _until_some_effects(ledger: Path) -> None:
+    """A fault before the first effects meets none; what a mutant never makes is not awaited for long."""
+    deadline = time.monotonic() + STUCK_S
+    while time.monotonic() < deadline and ledger.read_bytes().count(b"\n") < EFFECTS:
+        await asyncio.sleep(0.05)
 
 
 async def _strike(stage: Stage, load: Load, product: Product, stop: asyncio.Event) -> None:
