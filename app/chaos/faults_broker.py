@@ -50,17 +50,22 @@ async def anyone(scene: Scene, planned: Planned) -> int:
 
 
 async def kill(choose: Choose, scene: Scene, planned: Planned) -> Struck:
-    """SIGKILL, and start again after the fault's length."""
+    """SIGKILL, and start again after the fault's length.
+
+    `led` is a partition of the commands that it led, None when it led none or nobody could tell; `new_leader_s` is
+    None then, and when no other broker leads it in time.
+    """
     kafka = scene.rig.kafka
     async with scene.brokers:
         broker = await choose(scene, planned)
         pid = kafka.pids[broker]
+        led = await _led_by(scene, planned, broker) if scene.rig.shape.brokers > 1 else None
         kafka.kill(broker)
         gone_s = await gone(pid)
-        led = await _led_by_another(scene, planned, broker) if scene.rig.shape.brokers > 1 else None
+        led_s = None if led is None else await _led_by_another(scene, led, broker)
         await asyncio.sleep(planned.length_s)
         back_s = await _back(kafka, [broker])
-    proof: dict[str, Any] = {"pid": pid, "gone_s": gone_s, "new_leader_s": led, "back_s": back_s}
+    proof: dict[str, Any] = {"pid": pid, "gone_s": gone_s, "led": led, "new_leader_s": led_s, "back_s": back_s}
     return Struck(f"broker {broker}", {} if gone_s is None else proof)
 
 
@@ -107,10 +112,22 @@ async def kill_majority(scene: Scene, planned: Planned) -> Struck:
     return Struck(f"brokers {both[0]} and {both[1]}", {} if None in ended else proof)
 
 
-async def _led_by_another(scene: Scene, planned: Planned, old: int) -> float | None:
-    """Seconds until another broker leads the partition that `planned` picks; None when none does in time."""
+async def _led_by(scene: Scene, planned: Planned, broker: int) -> int | None:
+    """A partition of the commands that this broker leads now, the one that `planned` picks first; None for none."""
+    count = scene.rig.shape.partitions
+    first = int(planned.pick * count)
+    with suppress(HeadraceError, OSError, TimeoutError):
+        async with asyncio.timeout(LEADER_WAIT_S):
+            for turn in range(count):
+                at = (first + turn) % count
+                if await scene.rig.kafka.leader(WORKFLOW_COMMANDS.name, at) == broker:
+                    return at
+    return None
+
+
+async def _led_by_another(scene: Scene, at: int, old: int) -> float | None:
+    """Seconds until another broker leads the partition; None when none does in time."""
     began = time.monotonic()
-    at = int(planned.pick * scene.rig.shape.partitions)
     while time.monotonic() - began < LEADER_WAIT_S:
         with suppress(HeadraceError, OSError, TimeoutError):
             async with asyncio.timeout(LEADER_WAIT_S):

@@ -4,6 +4,9 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -15,8 +18,39 @@ from app.cluster_run import SUPERVISOR
 
 STOPS_S: Final = (0.3, 2.0, 15.0)
 ENGINE: Final = ("worker", "coordinator")
-# The children of a supervisor that was killed end by themselves; this is when that counts as not happening.
+# The children of a supervisor that was killed end by themselves; who has not by then is an orphan.
 ORPHANS_S: Final = 20.0
+
+# How many faults hold each process stopped: like the stop itself it is a matter of the machine, not of a scene.
+_HOLDS: Final[Counter[psutil.Process]] = Counter()
+
+
+@contextmanager
+def held(victims: Sequence[psutil.Process]) -> Iterator[None]:
+    """SIGSTOP while the block lasts; a process that several blocks hold gets its SIGCONT from the last of them."""
+    for victim in victims:
+        _HOLDS[victim] += 1
+        send(victim.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for victim in victims:
+            _HOLDS[victim] -= 1
+            if not _HOLDS[victim]:
+                del _HOLDS[victim]
+                if same(victim):
+                    send(victim.pid, signal.SIGCONT)
+
+
+def living(planned: Planned, pids: Iterable[int]) -> list[psutil.Process]:
+    """The processes of these numbers. Raises `NoVictim` when there are none, or one has ended by now."""
+    try:
+        victims = [psutil.Process(pid) for pid in pids]
+    except psutil.NoSuchProcess as error:
+        raise NoVictim(planned.kind) from error
+    if not victims:
+        raise NoVictim(planned.kind)
+    return victims
 
 
 async def kill(what: str, scene: Scene, planned: Planned) -> Struck:
@@ -43,14 +77,12 @@ async def kill_all(scene: Scene, planned: Planned) -> Struck:
 async def stop(what: str, scene: Scene, planned: Planned) -> Struck:
     """SIGSTOP one process for a while, then SIGCONT if it is still there."""
     name, pid = chosen(planned, scene.rig.processes(what))
-    return Struck(name, await _stop([psutil.Process(pid)], planned.length_s))
+    return Struck(name, await _stop(living(planned, [pid]), planned.length_s))
 
 
 async def stop_all(scene: Scene, planned: Planned) -> Struck:
     """SIGSTOP every worker and coordinator at once."""
-    victims = [psutil.Process(pid) for what in ENGINE for _, pid in scene.rig.processes(what)]
-    if not victims:
-        raise NoVictim(planned.kind)
+    victims = living(planned, [pid for what in ENGINE for _, pid in scene.rig.processes(what)])
     return Struck(f"{len(victims)} processes", await _stop(victims, planned.length_s))
 
 
@@ -59,46 +91,46 @@ async def stop_node(scene: Scene, planned: Planned) -> Struck:
     name, _ = chosen(planned, scene.rig.processes(SUPERVISOR))
     node = scene.rig.cluster.nodes[scene.rig.node_of(name)]
     pids = sorted(node.pids().values(), key=lambda pid: pid != node.pid)  # the supervisor first: it restarts none
-    return Struck(node.name, await _stop([psutil.Process(pid) for pid in pids], planned.length_s))
+    return Struck(node.name, await _stop(living(planned, pids), planned.length_s))
 
 
 async def _stop(victims: list[psutil.Process], length_s: float) -> dict[str, Any]:
+    """What was seen of it; nothing when one of them never stood still."""
     began = time.monotonic()
-    for victim in victims:
-        send(victim.pid, signal.SIGSTOP)
-    try:
+    with held(victims):
         stood = [victim.pid for victim in victims if await stopped(victim.pid)]
         await asyncio.sleep(length_s)
-    finally:
-        lived = [victim for victim in victims if same(victim)]
-        for victim in lived:
-            send(victim.pid, signal.SIGCONT)
-    if not stood:
+        ended = sum(not same(victim) for victim in victims)
+    if len(stood) < len(victims):
         return {}
     seconds = round(time.monotonic() - began, 3)
-    return {"pids": stood, "state": "T", "stopped_s": seconds, "ended_meanwhile": len(victims) - len(lived)}
+    return {"pids": stood, "state": "T", "stopped_s": seconds, "ended_meanwhile": ended}
 
 
 async def kill_supervisor(scene: Scene, planned: Planned) -> Struck:
-    """SIGKILL a supervisor alone; its children must end by themselves, then the node is started again."""
+    """SIGKILL a supervisor alone; its children must end by themselves, then the node is started again.
+
+    Those that did not, and were killed then, are the proof's `orphans`: the fault has happened, but not in order.
+    """
     async with scene.nodes:
         name, pid = chosen(planned, scene.rig.processes(SUPERVISOR))
         at = scene.rig.node_of(name)
         node = scene.rig.cluster.nodes[at]
-        orphans = [child for role, child in node.pids().items() if role != SUPERVISOR]
+        children = {role: child for role, child in node.pids().items() if role != SUPERVISOR}
         os.kill(pid, signal.SIGKILL)
         gone_s = await gone(pid)
-        ended = await asyncio.gather(*(gone(orphan, ORPHANS_S) for orphan in orphans))
-        stayed = [orphan for orphan, ended_s in zip(orphans, ended, strict=True) if ended_s is None]
-        for orphan in stayed:
-            send(orphan, signal.SIGKILL)
+        ended = await asyncio.gather(*(gone(child, ORPHANS_S) for child in children.values()))
+        orphans = [role for role, ended_s in zip(children, ended, strict=True) if ended_s is None]
+        for role in orphans:
+            send(children[role], signal.SIGKILL)
         if gone_s is not None:
             # Its first thread may be gone a moment before the others are, and the process with them.
             await asyncio.to_thread(node.reap)
             await scene.rig.cluster.start_node(at, wait=False)
-    proof = {"pid": pid, "gone_s": gone_s, "orphans_s": max([each for each in ended if each is not None], default=0.0)}
-    if stayed:
-        proof["orphans_killed"] = len(stayed)
+    last_s = max((each for each in ended if each is not None), default=0.0)
+    proof: dict[str, Any] = {"pid": pid, "gone_s": gone_s, "orphans_s": last_s}
+    if orphans:
+        proof["orphans"] = orphans
     return Struck(name, {} if gone_s is None else proof)
 
 

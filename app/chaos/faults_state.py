@@ -11,9 +11,11 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import httpx
 
+from app.chaos.faults_process import held, living
 from app.chaos.rig import Rig
 from app.chaos.scene import Entry, NoVictim, Scene, Struck, chosen, gone, send
 from app.chaos.schedule import Kind, Planned
@@ -25,6 +27,13 @@ CLOCK_WAIT_S: Final = 20.0
 CLOCK_TOLERANCE_S: Final = 3.5
 CLOCK_POLL_S: Final = 0.5
 _BLOCK: Final = b"\xa5" * 65_536
+# What only one fault at a time may have, by its file; a lock is there as long as somebody has it or waits for it.
+_TURNS: Final[WeakValueDictionary[Path, asyncio.Lock]] = WeakValueDictionary()
+
+
+def turn(file: Path) -> asyncio.Lock:
+    """The lock of a clock or of a ballast: a second fault would take back what the first has done."""
+    return _TURNS.setdefault(file, asyncio.Lock())
 
 
 # ---- disk ----
@@ -34,13 +43,14 @@ async def disk_full(scene: Scene, planned: Planned) -> Struck:
     """The disk of the last node's state takes no byte more for a while."""
     node = scene.rig.cluster.nodes[-1]
     ballast = node.folder / ".headrace" / "ballast"
-    try:
-        written = await asyncio.to_thread(_fill, ballast)
-        free = shutil.disk_usage(ballast.parent).free
-        await asyncio.sleep(planned.length_s)
-        free_then = shutil.disk_usage(ballast.parent).free
-    finally:
-        ballast.unlink(missing_ok=True)
+    async with turn(ballast):
+        try:
+            written = await asyncio.to_thread(_fill, ballast)
+            free = shutil.disk_usage(ballast.parent).free
+            await asyncio.sleep(planned.length_s)
+            free_then = shutil.disk_usage(ballast.parent).free
+        finally:
+            ballast.unlink(missing_ok=True)
     is_full = free < len(_BLOCK)
     return Struck(node.name, {"written": written, "free": free, "free_at_the_end": free_then} if is_full else {})
 
@@ -69,13 +79,14 @@ async def clock(scene: Scene, planned: Planned) -> Struck:
     node = scene.rig.cluster.nodes[at]
     jump_s = JUMPS_S[int(planned.pick * len(JUMPS_S))]
     file = scene.rig.clock_file(at)
-    try:
-        began = time.monotonic()
-        set_clock(file, jump_s)
-        seen_s = await _jumped(node, jump_s)
-        await asyncio.sleep(max(0.0, began + planned.length_s - time.monotonic()))
-    finally:
-        set_clock(file, 0)
+    async with turn(file):
+        try:
+            began = time.monotonic()
+            set_clock(file, jump_s)
+            seen_s = await _jumped(node, jump_s)
+            await asyncio.sleep(max(0.0, began + planned.length_s - time.monotonic()))
+        finally:
+            set_clock(file, 0)
     return Struck(node.name, {} if seen_s is None else {"jump_s": jump_s, "seen_s": seen_s})
 
 
@@ -158,13 +169,10 @@ async def damage(how: Callable[[Path, float], str], scene: Scene, planned: Plann
         supervisor = node.pids().get(SUPERVISOR)
         if supervisor is None:
             raise NoVictim(planned.kind)
-        send(supervisor, signal.SIGSTOP)
-        try:
+        with held(living(planned, [supervisor])):
             send(pid, signal.SIGKILL)
             gone_s = await gone(pid)
             proof = {} if gone_s is None else await asyncio.to_thread(_hurt, scene.rig, at, how, planned.pick)
-        finally:
-            send(supervisor, signal.SIGCONT)
     return Struck(name, proof)
 
 

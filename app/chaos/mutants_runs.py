@@ -185,7 +185,9 @@ async def _loaded(stage: Stage, load: Load, product: Product, port: int) -> None
 async def _until_some_effects(ledger: Path) -> None:
     """A fault before the first effects meets none; what a mutant never makes is not awaited for long."""
     deadline = time.monotonic() + STUCK_S
-    while time.monotonic() < deadline and ledger.read_bytes().count(b"\n") < EFFECTS:
+    while time.monotonic() < deadline:
+        if (await asyncio.to_thread(ledger.read_bytes)).count(b"\n") >= EFFECTS:
+            return
         await asyncio.sleep(0.05)
 
 

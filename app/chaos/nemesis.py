@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +22,11 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Done:
-    """What became of the schedule."""
+    """What became of the schedule; `wrong` is what the product did of itself that it should not."""
 
     happened: Counter[str] = field(default_factory=Counter)
     missing: list[Planned] = field(default_factory=list)
+    wrong: list[tuple[Planned, str]] = field(default_factory=list)
 
 
 class Nemesis:
@@ -62,6 +63,7 @@ class Nemesis:
             self.done.happened[planned.kind] += 1
         else:
             self.done.missing.append(planned)
+        self.done.wrong += [(planned, text) for text in _wrong(struck.proof)]
         self._say(f"{planned.at_s:7.1f} s  {planned.kind} of {struck.victim or 'nobody'}: {_short(struck.proof)}")
 
     async def _inject(self, planned: Planned) -> Struck:
@@ -72,6 +74,13 @@ class Nemesis:
                 return await self._entries[planned.kind].inject(self._scene, planned)
             await asyncio.sleep(_RETRY_S)
         return Struck("", {})
+
+
+def _wrong(proof: Mapping[str, Any]) -> Iterator[str]:
+    if proof.get("orderly") is False:
+        yield "the node did not stop in order"
+    if orphans := proof.get("orphans"):
+        yield f"processes outlived their supervisor: {orphans}"
 
 
 def _short(proof: Mapping[str, Any]) -> str:

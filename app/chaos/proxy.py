@@ -1,7 +1,8 @@
 """A TCP proxy that misbehaves on command: late, slow, silent, reset, or cut between request and answer.
 
-One `Link` listens on one port and forwards to one target. What it does to traffic is its `Weather`, which may be
-replaced at any time; what it has done is counted, so that a fault that met no traffic is known to prove nothing.
+One `Link` listens on one port and forwards to one target. What it does to traffic is the worst of the `Weather`s that
+are active at that time, which come and go in any order; what it has done is counted, so that a fault that met no
+traffic is known to prove nothing.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, Self
@@ -21,6 +22,8 @@ _QUEUE_CHUNKS: Final = 256
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of zero seconds: close sends RST
 
 State = Literal["open", "hole", "down"]
+# From mild to severe. A link that is down passes nothing either, and refuses what a hole would take.
+_SEVERITY: Final[tuple[State, ...]] = ("open", "hole", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,20 @@ class Weather:
 
 
 CLEAR: Final = Weather()
+
+
+def worst(weathers: Collection[Weather]) -> Weather:
+    """What several at once come to, whatever their order; of none `CLEAR`.
+
+    Each field is taken by itself: the state as `open` < `hole` < `down`, the longest latency, the widest jitter, the
+    lowest rate that is one.
+    """
+    return Weather(
+        max((each.state for each in weathers), key=_SEVERITY.index, default=CLEAR.state),
+        max((each.latency_s for each in weathers), default=CLEAR.latency_s),
+        max((each.jitter_s for each in weathers), default=CLEAR.jitter_s),
+        min((each.bytes_per_s for each in weathers if each.bytes_per_s), default=CLEAR.bytes_per_s),
+    )
 
 
 @dataclass(slots=True)
@@ -51,17 +68,26 @@ class Counts:
     cuts: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class Cuts:
+    """Of one fault: answers that are still to be cut, and those that were."""
+
+    left: int
+    done: int = 0
+
+
 class Link:
     """One listener with one target; use as a context manager."""
 
     def __init__(self, port: int, target_port: int, chance: random.Random, name: str = "") -> None:
         self.port = port
         self.name = name or f"{port}→{target_port}"
-        self.weather = CLEAR
+        self.weather = CLEAR  # of those that are active the worst
         self.counts = Counts()
         self._target_port = target_port
         self._chance = chance
-        self._cuts_left = 0
+        self._active: list[Weather] = []
+        self._cuts: list[Cuts] = []
         self._server: asyncio.Server | None = None
         self._pairs: set[_Pair] = set()
 
@@ -86,21 +112,34 @@ class Link:
         self.counts.resets += len(pairs)
         return len(pairs)
 
-    def cut_answers(self, count: int) -> None:
-        """Of the next requests, let so many through and reset the connection before their answers."""
-        self._cuts_left = count
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing is done to traffic, and nothing is about to be."""
+        return not self._active and not self._cuts
+
+    @contextmanager
+    def cutting(self, count: int) -> Iterator[Cuts]:
+        """While the block lasts, let so many requests through and reset the connection before their answers."""
+        cuts = Cuts(count)
+        self._cuts.append(cuts)
+        try:
+            yield cuts
+        finally:
+            self._cuts.remove(cuts)
 
     def take_cut(self) -> bool:
-        """Whether an answer that comes now is to be cut."""
-        if self._cuts_left <= 0:
-            return False
-        self._cuts_left -= 1
-        self.counts.cuts += 1
-        return True
+        """Whether an answer that comes now is to be cut; it is taken from the oldest who wants one."""
+        for cuts in self._cuts:
+            if cuts.left > 0:
+                cuts.left -= 1
+                cuts.done += 1
+                self.counts.cuts += 1
+                return True
+        return False
 
     @property
     def is_cutting(self) -> bool:
-        return self._cuts_left > 0
+        return any(cuts.left > 0 for cuts in self._cuts)
 
     def delay_s(self) -> float:
         """How late the next chunk is."""
@@ -120,16 +159,24 @@ class Link:
 
     @contextmanager
     def under(self, weather: Weather) -> Iterator[Counts]:
-        """This weather while the block lasts. A hole ends with a reset: what it swallowed is gone from the stream."""
-        before, self.weather = self.weather, weather
-        if weather.state == "down":
-            self.reset()
+        """This weather while the block lasts, together with all others whose blocks do; see `worst`.
+
+        Blocks may begin and end in any order: each takes away its own weather and no other.
+        """
+        self._active.append(weather)
+        self._obey()
         try:
             yield self.counts
         finally:
-            self.weather = before
-            if weather.state == "hole":
-                self.reset()
+            self._active.remove(weather)  # or its equal, which is the same to traffic
+            self._obey()
+
+    def _obey(self) -> None:
+        """What is active has changed. A hole ends with a reset: what it swallowed is gone from the stream."""
+        before, self.weather = self.weather.state, worst(self._active)
+        now = self.weather.state
+        if now != before and (before == "hole" or now == "down"):
+            self.reset()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.counts.connections += 1
@@ -228,8 +275,11 @@ class _Pair:
             wait_s = max(at_s - loop.time(), self._link.narrow_s(len(chunk)))
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            writer.write(chunk)
-            await writer.drain()
+            if self._link.weather.state == "open":
+                writer.write(chunk)
+                await writer.drain()
+            else:  # it was on its way when the link broke
+                self._link.counts.blocked_bytes += len(chunk)
             due.task_done()
 
 

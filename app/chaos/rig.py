@@ -61,6 +61,7 @@ class Rig:
         self.folder = folder
         self.shape = shape
         self.links: dict[str, Link] = {}
+        self.found_dead: list[str] = []
         self.ledger: Child | None = None
         self._witness: Child | None = None
         self.ledger_file = folder / "ledger.jsonl"
@@ -108,8 +109,11 @@ class Rig:
         self._stack.push_async_callback(self._witness.stop)
 
     async def stop_witness(self) -> None:
-        """Its file is whole then."""
+        """Its file is whole then. Raises `EnvironmentError_` when it has ended before."""
         assert self._witness is not None, "started"
+        if (code := self._witness.process.returncode) is not None:
+            heard = " | ".join([*self._witness.heard][-3:]) or "no output"
+            raise EnvironmentError_(f"the witness has ended by itself with code {code}: {heard}")
         await self._witness.stop()
 
     async def _link(self, name: str, port: int, target_port: int) -> None:
@@ -212,6 +216,7 @@ class Rig:
         """Every node runs and is ready. Raises `EnvironmentError_`."""
         for at, node in enumerate(self.cluster.nodes):
             if node.pid is None:
+                self.found_dead.append(node.name)
                 await self.cluster.start_node(at)
             await self.cluster.ready(at)
 

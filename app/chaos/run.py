@@ -71,6 +71,8 @@ class Report:
     readings: Sent = field(default_factory=Sent)
     statuses: Counter[str] = field(default_factory=Counter)
     judgement: Judgement | None = None
+    found_dead: Sequence[str] = ()
+    not_healed: Sequence[str] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -78,6 +80,9 @@ class Report:
         found = [f"fault {one.number} ({one.kind}) did not happen" for one in self.faults.missing]
         if not self.planned:
             found.append("no fault was planned")
+        found += [f"fault {one.number} ({one.kind}): {text}" for one, text in self.faults.wrong]
+        found += [f"{name} had ended by itself before the heal" for name in self.found_dead]
+        found += [f"the link {name} is not as it was" for name in self.not_healed]
         if self.judgement is None:
             return [*found, "nothing was judged"]
         if unhappy := {status: count for status, count in self.statuses.items() if status != "succeeded"}:
@@ -123,7 +128,9 @@ async def prove(plan: Plan, folder: Path, say: Say) -> Report:
             await rig.start_witness()
             async with _loaded(driver, readings if plan.devices else None):  # 2
                 await _faults(Scene(rig, driver), entries, report, folder, say)  # 3
+                report.not_healed = [name for name, link in rig.links.items() if not link.is_clear]
                 await rig.until_ready()  # 4
+                report.found_dead = rig.found_dead
                 healed_ns = time.time_ns()
         report.load = driver.tally.as_dict()
         say(f"healed; load: {report.load}; readings: {report.readings.as_dict()}")
@@ -178,8 +185,10 @@ def _write_run(folder: Path, rig: Rig, report: Report, times_ns: tuple[int, int,
         "effects": {WORKFLOW: [EFFECT], POISON: [EFFECT]},
         "end_within_s": END_WITHIN_S,
         "ok_share": report.plan.ok_share,
+        "acknowledged_share": report.plan.ok_share,
         "settle_s": SETTLE_S,
         "telemetry": report.plan.devices > 0,
+        "in_order": True,
         "settings": dict(rig.shape.settings),
     }
     (folder / "run.json").write_text(json.dumps(document, indent=2))

@@ -2,13 +2,28 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from app.chaos.proxy import HOST, Link, Weather
+from app.chaos.proxy import CLEAR, HOST, Counts, Link, Weather
 from tests.helpers.kafka import until
+
+SEVERITY = ["open", "hole", "down"]
+WEATHERS = st.builds(
+    Weather,
+    st.sampled_from(SEVERITY),
+    st.sampled_from((0.0, 0.05, 1.0)),
+    st.sampled_from((0.0, 0.05)),
+    st.sampled_from((0.0, 10.0, 64_000.0)),
+)
+# Each number begins when it comes first and ends when it comes again.
+ORDERS_OF_THREE = st.permutations([0, 0, 1, 1, 2, 2])
+ORDERS_OF_TWO = [(0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0), (1, 0, 0, 1), (1, 0, 1, 0), (1, 1, 0, 0)]
+HOLE, DOWN, SLOW = Weather("hole"), Weather("down"), Weather(latency_s=0.01)
 
 
 class Echo:
@@ -76,12 +91,12 @@ async def test_clear_weather_passes_every_byte_and_the_end_of_the_stream() -> No
 
 async def test_a_cut_lets_the_request_through_and_loses_the_answer() -> None:
     async with linked() as (echo, link):
-        link.cut_answers(1)
-        with pytest.raises(ConnectionError):
-            await say(link, b"hello\n")
-        assert echo.asked[0] == b"hello\n"
-        assert link.counts.cuts == 1
-        assert not link.is_cutting
+        with link.cutting(1) as cuts:
+            with pytest.raises(ConnectionError):
+                await say(link, b"hello\n")
+            assert echo.asked[0] == b"hello\n"
+            assert (link.counts.cuts, cuts.done) == (1, 1)
+            assert not link.is_cutting
         answer, _, writer = await say(link, b"again\n")
         assert answer == b"again\n"
         writer.close()
@@ -146,3 +161,88 @@ async def test_every_connection_is_reset_at_once() -> None:
         for _, reader, _ in said:
             with pytest.raises(ConnectionError):
                 await reader.read()
+
+
+def steps(link: Link, weathers: Sequence[Weather], order: Sequence[int]) -> Iterator[list[Weather]]:
+    """Begin and end them in that order; what is active after each step."""
+    active: dict[int, AbstractContextManager[Counts]] = {}
+    for one in order:
+        if one in active:
+            active.pop(one).__exit__(None, None, None)
+        else:
+            active[one] = link.under(weathers[one])
+            active[one].__enter__()
+        yield [weathers[each] for each in active]
+
+
+@given(st.lists(WEATHERS, min_size=3, max_size=3), ORDERS_OF_THREE)
+def test_the_worst_of_what_is_active_is_in_force_and_nothing_stays_behind(
+    weathers: list[Weather], order: list[int]
+) -> None:
+    link = Link(0, 1, random.Random(1))
+    for active in steps(link, weathers, order):
+        now = link.weather
+        assert SEVERITY.index(now.state) == max([SEVERITY.index(each.state) for each in active], default=0)
+        assert now.latency_s == max([each.latency_s for each in active], default=0.0)
+        assert now.jitter_s == max([each.jitter_s for each in active], default=0.0)
+        assert now.bytes_per_s == min([each.bytes_per_s for each in active if each.bytes_per_s], default=0.0)
+        assert link.is_clear == (not active)
+    assert link.weather == CLEAR
+    assert link.is_clear
+
+
+@pytest.mark.parametrize("other", [HOLE, DOWN, SLOW], ids=["hole", "down", "slow"])
+@pytest.mark.parametrize("order", ORDERS_OF_TWO, ids=str)
+async def test_while_a_hole_is_active_nothing_passes_whatever_else_begins_and_ends(
+    order: tuple[int, ...], other: Weather
+) -> None:
+    async with linked() as (echo, link), AsyncExitStack() as ours:
+        open_lines = [b"before\n"]
+        _, swallowed, writer = await say(link, b"before\n")
+        ours.callback(writer.close)
+        for number, active in enumerate(steps(link, [HOLE, other], order)):
+            line = b"%d\n" % number
+            if DOWN in active:
+                assert await is_refused(link)
+            elif HOLE in active:
+                blocked = link.counts.blocked_bytes
+                _, writer = await asyncio.open_connection(HOST, link.port)
+                ours.callback(writer.close)
+                writer.write(line)
+                await until(lambda: link.counts.blocked_bytes == blocked + len(line), "it is taken")  # noqa: B023
+            else:
+                answer, _, writer = await say(link, line)
+                assert answer == line
+                open_lines.append(line)
+                ours.callback(writer.close)
+        with pytest.raises(ConnectionError):
+            await swallowed.read()
+        assert [line for line in echo.asked if line != b"reset"] == open_lines
+
+
+async def test_what_is_on_its_way_when_a_hole_begins_does_not_pass() -> None:
+    async with linked() as (echo, link):
+        with link.under(Weather(latency_s=1.0)):
+            _, writer = await asyncio.open_connection(HOST, link.port)
+            writer.write(b"late\n")
+            await until(lambda: link.counts.delayed_chunks == 1, "it is on its way")
+            with link.under(HOLE):
+                await until(lambda: link.counts.blocked_bytes == 5, "it is lost")
+        writer.close()
+        assert b"late\n" not in echo.asked
+
+
+async def test_who_cuts_no_longer_takes_no_cut_from_another() -> None:
+    async with linked() as (_, link):
+        first, second = link.cutting(1), link.cutting(2)
+        cuts = first.__enter__(), second.__enter__()
+        assert not link.is_clear
+        first.__exit__(None, None, None)
+        with pytest.raises(ConnectionError):
+            await say(link, b"cut\n")
+        assert [(each.done, each.left) for each in cuts] == [(0, 1), (1, 1)]
+        second.__exit__(None, None, None)
+        assert (link.is_cutting, link.is_clear) == (False, True)
+        answer, _, writer = await say(link, b"passes\n")
+        assert answer == b"passes\n"
+        writer.close()
