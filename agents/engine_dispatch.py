@@ -24,6 +24,7 @@ from app.domain.workflow.fair_queue import FairQueue
 from app.domain.workflow.orders import Recall, TaskOrder
 from app.errors import PublishFailed
 from app.ports import Clock, OutRecord, Publisher, Reported, TaskExecutor
+from app.task_ends import error_of
 from app.workflow_wire import encode_order, encode_recall
 from config.topics import workflow_tasks
 
@@ -311,7 +312,7 @@ class Dispatcher:
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sends.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if error := error_of(task):
             self._fail(error)
 
     def _began(self, wanted: Wanted) -> None:

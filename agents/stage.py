@@ -22,6 +22,7 @@ from app import metrics
 from app.domain.pace import Pace
 from app.errors import Fenced
 from app.ports import Clock, InRecord
+from app.task_ends import error_of
 from tables.partition import Changes, TablePartition, Transaction
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class _Worker:
         self._tick_due_s = 0.0
         self._offset_taken = -1
         self.task = asyncio.create_task(self._run(), name=f"{stage.name}-{partition}")
+        self.task.add_done_callback(self._stopped)
 
     @property
     def waiting(self) -> int:
@@ -133,24 +135,19 @@ class _Worker:
 
     async def _run(self) -> None:
         stage = self._stage
-        try:
-            self.tables = await stage.open_partition(self.partition)
-            logic = stage.make_logic(self.tables)
-            self._live = logic if isinstance(logic, LiveLogic) else None
-            self._plan_tick()
-            while True:
-                await self._until_work()
-                if (wanted := self._wanted()) > 0:
-                    await self._take(logic, self.tables, wanted)
-                # Between batches too: on a busy partition there is no pause in which to tick.
-                if self._in_s() <= 0:
-                    if not self.suspended and self._has_room():
-                        await self._tick(logic, self.tables)
-                    self._plan_tick()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - handed to the stage, which ends the process with it
-            stage.ended(self, error)
+        self.tables = await stage.open_partition(self.partition)
+        logic = stage.make_logic(self.tables)
+        self._live = logic if isinstance(logic, LiveLogic) else None
+        self._plan_tick()
+        while True:
+            await self._until_work()
+            if (wanted := self._wanted()) > 0:
+                await self._take(logic, self.tables, wanted)
+            # Between batches too: on a busy partition there is no pause in which to tick.
+            if self._in_s() <= 0:
+                if not self.suspended and self._has_room():
+                    await self._tick(logic, self.tables)
+                self._plan_tick()
 
     # ---- when ----
 
@@ -292,10 +289,14 @@ class _Worker:
         self._settling.add(task)
         task.add_done_callback(self._settled)
 
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        if error := error_of(task):
+            self._stage.ended(self, error)
+
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
         self.wake.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if error := error_of(task):
             self._stage.ended(self, error)
 
     async def settled(self, timeout_s: float) -> None:

@@ -29,6 +29,7 @@ from app.domain.workflow.commands import Heartbeat, Report, TaskError
 from app.domain.workflow.orders import Recall, TaskOrder
 from app.domain.workflow.placement import partition_of
 from app.ports import Clock, InRecord, OutRecord, Publisher, TaskExecutor
+from app.task_ends import error_of
 from app.workflow_wire import decode_order, decode_recall, encode_command
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER
 
@@ -321,7 +322,7 @@ class TaskQueue:
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sends.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
+        if (error := error_of(task)) and not self.failed.done():
             self.failed.set_exception(error)
 
     def _letter(self, record: InRecord, detail: str) -> OutRecord:

@@ -29,6 +29,7 @@ from app.http.ops import Group, ops_app
 from app.http.server import Address, HttpServer, bind, bind_all, stop_all
 from app.http.view import LocalView, ledger_of_process
 from app.metrics import REGISTRY
+from app.task_ends import error_of
 from config.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -256,11 +257,11 @@ class _Process:
         pending = set(watched)
         while True:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            failed = [task for task in done if task is not roles and not task.cancelled() and task.exception()]
+            failed = [(task, error) for task in done if task is not roles and (error := error_of(task))]
             if failed:
-                error = failed[0].exception()
+                task, error = failed[0]
                 log.critical(
-                    f"{failed[0].get_name()}: {error}",
+                    f"{task.get_name()}: {error}",
                     exc_info=None if isinstance(error, HeadraceError) else error,
                     extra={"action": "process_failed"},
                 )

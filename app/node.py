@@ -31,6 +31,7 @@ from app.node_children import Children, Kill
 from app.node_peers import MACHINE, PID, Peers, machine_id
 from app.node_removal import Removal
 from app.ports import Clock
+from app.task_ends import error_of
 from config.cluster import ClusterSettings
 from config.settings import Settings
 
@@ -216,7 +217,8 @@ class Node:
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()
+                if error := error_of(task):
+                    raise error
         finally:
             await children.close()  # 3
             await peers.close()

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from app.adapters.consumers import stop_consumer
 from app.ports import Followed
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class KafkaChangelogFollower:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     def follow(self, starts: Mapping[int, int]) -> None:
         """From the next `poll` on these partitions and no others, each from an offset."""

@@ -7,6 +7,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from app.adapters.consumers import stop_consumer
 from app.errors import BrokerUnavailable
 from app.ports import InRecord
 
@@ -35,7 +36,7 @@ class KafkaChangelogReader:
         """Let go of the consumers that are kept."""
         self._spare = 0
         while self._idle:
-            await self._idle.pop().stop()
+            await stop_consumer(self._idle.pop())
 
     @contextlib.asynccontextmanager
     async def _borrowed(self) -> AsyncIterator[AIOKafkaConsumer]:
@@ -44,22 +45,22 @@ class KafkaChangelogReader:
             yield consumer
             consumer.unsubscribe()
         except BaseException:
-            await consumer.stop()
+            await stop_consumer(consumer)
             raise
         if len(self._idle) < self._spare:
             self._idle.append(consumer)
         else:
-            await consumer.stop()
+            await stop_consumer(consumer)
 
     async def _started(self) -> AIOKafkaConsumer:
         consumer = self._consumer()
         try:
             await consumer.start()
         except KafkaError as error:
-            await consumer.stop()
+            await stop_consumer(consumer)
             raise BrokerUnavailable(f"The changelogs cannot be read: {error}.") from error
         except BaseException:
-            await consumer.stop()
+            await stop_consumer(consumer)
             raise
         return consumer
 

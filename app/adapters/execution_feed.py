@@ -24,6 +24,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from app.adapters.connection import security_options
+from app.adapters.consumers import stop_consumer
 from app.adapters.execution_store import ExecutionStore, Position
 from app.adapters.records import install
 from app.adapters.topics_admin import cluster_id, describe_topics
@@ -196,7 +197,7 @@ class ExecutionFeed:
         finally:
             self._connected, self._asker = False, None
             self._asked.clear()
-            await asyncio.gather(consumer.stop(), asker.stop())
+            await asyncio.gather(stop_consumer(consumer), stop_consumer(asker))
 
     def _client(self) -> Any:
         return AIOKafkaConsumer(

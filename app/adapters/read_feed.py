@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from app.adapters.connection import security_options
+from app.adapters.consumers import stop_consumer
 from app.adapters.topics_admin import describe_topics
 from app.errors import Unavailable
 from config.http import ReadModelSettings
@@ -126,7 +127,7 @@ class ReadFeed:
         finally:
             self.connected = False
             self._asker = None
-            await asyncio.gather(*(each.stop() for each in (consumer, asker) if each is not None))
+            await asyncio.gather(*(stop_consumer(each) for each in (consumer, asker) if each is not None))
 
     def _consumer(self) -> Any:
         return AIOKafkaConsumer(

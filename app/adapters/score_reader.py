@@ -8,6 +8,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
+from app.adapters.consumers import stop_consumer
 from app.domain.faults import TRANSPORT_FAULTS
 from app.domain.scoring import RaisedSignal, Score, TruthInterval, score
 from app.errors import BrokerUnavailable
@@ -96,7 +97,7 @@ async def _records(client: Mapping[str, Any], topics: tuple[str, ...]) -> AsyncI
             for partition in [each for each in left if await consumer.position(each) >= left[each]]:
                 del left[partition]
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 def _object(value: bytes | None) -> Mapping[str, Any] | None:

@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from app.adapters.connection import security_options
+from app.adapters.consumers import stop_consumer
 from app.adapters.records import install
 from app.adapters.topics_admin import describe_topics
 from app.errors import BrokerUnavailable, UserError
@@ -128,4 +129,4 @@ class TopicReader:
         except (TimeoutError, KafkaError, OSError) as error:
             raise BrokerUnavailable(f"Kafka at {self._kafka.bootstrap_servers} cannot be read: {error}.") from error
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)

@@ -16,6 +16,7 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from app.adapters.consumers import stop_consumer
 from app.adapters.topic_reader import TopicReader
 from app.bench.engine import Engine
 from app.domain.workflow.events import ExecutionEnded, ExecutionStarted
@@ -75,7 +76,7 @@ async def reading(bootstrap: str) -> AsyncIterator[Seen]:
             finally:
                 task.cancel()
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 async def _read(consumer: AIOKafkaConsumer, seen: Seen) -> None:

@@ -17,6 +17,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from app.adapters.consumers import stop_consumer
 from app.adapters.records import install
 from app.adapters.topic_reader import TopicReader
 from app.chaos.checker_cluster import digest
@@ -74,7 +75,7 @@ async def witness(bootstrap: str, topics: Sequence[str], file: BinaryIO, stop: a
         while time.monotonic() < deadline and not await _has_read(consumer, ends):
             await _write_down(consumer, file, every)
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 async def _write_down(consumer: AIOKafkaConsumer, file: BinaryIO, every: int) -> None:

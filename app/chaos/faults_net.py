@@ -23,6 +23,7 @@ CUT_WAIT_S: Final = 60.0
 HIDDEN_MAX_S: Final = 60.0
 FLAP_S: Final = 0.2
 _POLL_S: Final = 0.05
+TRIES: Final = 4
 
 
 def way(scope: str, scene: Scene, planned: Planned) -> tuple[str, list[Link]]:
@@ -44,13 +45,19 @@ def way(scope: str, scene: Scene, planned: Planned) -> tuple[str, list[Link]]:
 
 
 async def weather(scope: str, what: Weather, proves: str, scene: Scene, planned: Planned) -> Struck:
-    """That weather for the fault's length; the count named `proves` must have grown."""
+    """That weather for the fault's length; the count named `proves` must have grown.
+
+    Where nothing was sent meanwhile (a process was starting) it comes again, `TRIES` times in all.
+    """
     victim, links = way(scope, scene, planned)
-    before = _total(links)
-    async with _under(links, what):
-        await _felt(links, what, planned.length_s)
-    grown = _grown(before, links)
-    return Struck(victim, grown if grown.get(proves) else {})
+    for _ in range(TRIES):
+        before = _total(links)
+        async with _under(links, what):
+            await _felt(links, what, planned.length_s)
+        grown = _grown(before, links)
+        if grown.get(proves):
+            return Struck(victim, grown)
+    return Struck(victim, {})
 
 
 async def flap(scope: str, scene: Scene, planned: Planned) -> Struck:

@@ -1,11 +1,13 @@
 """Laws of the stage loop: batches in order, ticks in time, and nothing acknowledged that is not settled."""
 
 import asyncio
+from typing import NoReturn
 
 import pytest
 
 from agents import stage
 from app.errors import Fenced, PublishFailed
+from app.task_ends import StrayCancellation
 from tests.helpers.stages import Scene, StageBatch, until
 
 
@@ -58,6 +60,29 @@ async def test_a_batch_whose_outputs_fail_is_not_acknowledged_and_fails_the_stag
     await until(scene.stage.failed.done)
     assert isinstance(scene.stage.failed.exception(), PublishFailed)
     assert not batch.acks
+    await scene.stage.close()
+
+
+@pytest.mark.parametrize("where", ["while it opens", "while it settles"])
+async def test_a_cancellation_that_nobody_asked_for_fails_the_stage_instead_of_standing_still(where: str) -> None:
+    scene = Scene()
+
+    async def opens(_: int) -> NoReturn:
+        raise asyncio.CancelledError  # what aiokafka hands to who stops a consumer whose fetch rests
+
+    if where == "while it opens":
+        scene.stage.open_partition = opens
+        beginning = asyncio.create_task(scene.begin())
+    else:
+        await scene.begin()
+        scene.publisher.gate.failure = asyncio.CancelledError()
+        scene.stage.feed(batch := StageBatch(0))
+        beginning = asyncio.create_task(asyncio.sleep(0))
+    await until(scene.stage.failed.done)
+    assert isinstance(scene.stage.failed.exception(), StrayCancellation)
+    assert where == "while it opens" or not batch.acks
+    beginning.cancel()
+    await asyncio.gather(beginning, return_exceptions=True)
     await scene.stage.close()
 
 
