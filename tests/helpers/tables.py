@@ -61,7 +61,7 @@ class Gate:
         self._steps: int | None = None
         self._open = asyncio.Event()
         self._open.set()
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def allow(self, steps: int | None) -> None:
         """`steps` more, or any number (None)."""
