@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -140,11 +140,7 @@ async def bench_failover(
         ended_by_themselves = engine.ended_by_themselves
     gaps = [gap_ms(seen, since, until) for since, until in itertools.pairwise([*instants, until_ms])]
     recovered = [in_hand_ms(ends, instant) for instant in instants]
-    bars = bins(ends, instants)
-    text = as_text(bars)
-    say(f"completions in bins of {BIN_MS} ms, from {BEFORE_MS} ms before to {AFTER_MS} ms after the kill:\n{text}")
-    if plot is not None:
-        write_png(plot, bars, BEFORE_MS // BIN_MS)
+    text = _plotted(ends, instants, plot, say)
     value = {
         "gap_p50_ms": median(gaps),
         "gap_max_ms": max(gaps),
@@ -173,6 +169,16 @@ async def bench_failover(
         for number, (gap, hand) in enumerate(zip(gaps, recovered, strict=True))
     )
     return Result(NAMES[hurt], "ms", value, {}, about, runs)
+
+
+def _plotted(ends: Ends, instants: Sequence[float], plot: Path | None, say: Say) -> str:
+    """Completions around the kills, as text; the picture too, where it is wanted."""
+    bars = bins(ends, instants)
+    text = as_text(bars)
+    say(f"completions in bins of {BIN_MS} ms, from {BEFORE_MS} ms before to {AFTER_MS} ms after the kill:\n{text}")
+    if plot is not None:
+        write_png(plot, bars, BEFORE_MS // BIN_MS)
+    return text
 
 
 async def _hurt(engine: Engine, name: str, hurt: Signal) -> None:
