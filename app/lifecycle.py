@@ -295,7 +295,7 @@ class _Process:
 
 
 def _outcome(roles: asyncio.Task[None], *, stopping: bool) -> int:
-    error = None if roles.cancelled() else roles.exception()
+    error = error_of(roles)
     if error is None:
         return 0 if stopping and not roles.cancelled() else 1
     if isinstance(error, HeadraceError):

@@ -15,14 +15,18 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     stopping = asyncio.ensure_future(consumer.stop())
     try:
         await asyncio.wait([stopping])
-    except asyncio.CancelledError:
-        stopping.cancel()
-        raise
+    finally:
+        await _end(consumer, stopping)
     if not stopping.cancelled():
         stopping.result()
-        return
-    fetches = [] if consumer._fetcher is None else [*consumer._fetcher._pending_tasks]
-    for fetch in fetches:
-        fetch.cancel()
-    await asyncio.gather(*fetches, return_exceptions=True)
+
+
+async def _end(consumer: AIOKafkaConsumer, stopping: "asyncio.Future[None]") -> None:
+    """What a stop that was cancelled, or failed, has left; nothing where it did not."""
+    rest = [stopping]
+    if consumer._fetcher is not None:
+        rest += [consumer._fetcher._fetch_task, *consumer._fetcher._pending_tasks]
+    for each in rest:
+        each.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
     await consumer._client.close()

@@ -30,6 +30,7 @@ from faust.types.tuples import ConsumerMessage, Message, ack_lock
 from mode import Service
 
 from app.adapters import records as light
+from app.adapters.consumer_thread import EndingThread
 from app.adapters.faust_producer import Producer
 from app.adapters.records import FetchedRecord
 from app.domain.offsets import OffsetBook, Range
@@ -123,7 +124,7 @@ def to_message(tp: TP, record: FetchedRecord, value: Any, delivered: Range, gene
     return message
 
 
-class ConsumerThread(stock.AIOKafkaConsumerThread):
+class ConsumerThread(EndingThread):
     """The thread and loop of the Kafka client, so that heartbeats go out while the main loop computes."""
 
     #: Grows with every seek to the committed offsets; changed in this thread's loop only.

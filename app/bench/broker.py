@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
+from app.adapters.consumers import stop_consumer
 from app.adapters.embedded import EmbeddedKafka
 from app.bench.payload import Record
 from app.bench.statistics import Appends, steady_rate
@@ -48,14 +49,14 @@ class BenchBroker:
             await self._admin.start()
             await self._reader.start()
         except (KafkaError, OSError) as error:
-            await self._reader.stop()
+            await stop_consumer(self._reader)
             await self._admin.close()
             raise BrokerUnavailable(f"No Kafka broker answers at {self.bootstrap_servers}: {error}.") from error
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.delete_topics(self.prefix)
-        await self._reader.stop()
+        await stop_consumer(self._reader)
         await self._admin.close()
 
     def name(self, purpose: str) -> str:

@@ -98,7 +98,9 @@ async def bench_broker_loss(broker: BenchBroker, kills: int, progress: Progress,
 async def _victim(kafka: EmbeddedKafka, which: str) -> int:
     """The node to kill. Raises `SideFailed` when there is none of that kind."""
     controller = kafka.controller()
-    if which == "controller" and controller in kafka.pids:
+    if which == "controller":
+        if controller not in kafka.pids:
+            raise SideFailed("no broker says that it is the active controller")
         return controller
     leaders = {await kafka.leader(WORKFLOW_COMMANDS.name, number) for number in range(BROKERS)}
     if others := sorted(leaders & set(kafka.pids) - {controller}):

@@ -116,14 +116,12 @@ async def ends_of(engine: Engine, seen: Seen) -> Ends:
 def gap_ms(seen: Seen, since_ms: float, until_ms: float) -> float:
     """The longest time without an end on one partition, between the last end before `since_ms` and `until_ms`.
 
-    A partition on which nothing ended any more counts with all of that time. Raises `ValueError` when nothing was seen.
+    A partition on which nothing ends any more counts with the time until then. Raises `ValueError` where nothing ended.
     """
     longest = 0.0
     for instants in seen.by_partition.values():
         first = max(0, bisect_left(instants, since_ms) - 1)
-        some: list[float] = [*instants[first : bisect_right(instants, until_ms) + 1]]
-        if not some or some[-1] <= until_ms:
-            some.append(until_ms)
+        some: list[float] = [*instants[first : bisect_right(instants, until_ms)], until_ms]
         longest = max([longest, *(after - before for before, after in itertools.pairwise(some))])
     if not longest:
         raise ValueError("no end was seen on any partition")

@@ -209,7 +209,8 @@ def liveness(folder: Folder, known: Executions) -> Law:
     plan = folder.plan
     says = []
     seen = {each for line in folder.witness or () for each in line.ended}
-    if folder.witness is not None and (unseen := sum(one.status is not None for one in known.values()) - len(seen)) > 0:
+    unseen = sum(one.status is not None and execution not in seen for execution, one in known.items())
+    if folder.witness is not None and unseen:
         says.append(f"{unseen:,} ends were not seen by the witness, whose times these are")
     last_s = _last_end_s(folder, known)
     if last_s is not None and last_s > plan.end_within_s:

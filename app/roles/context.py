@@ -14,6 +14,7 @@ from app.adapters.producer import BatchProducer, Delivered, ProducerLimits
 from app.adapters.transport import TransportLimits
 from app.http.health import HealthRegistry
 from app.ports import Clock, Tracing
+from app.task_ends import error_of
 from config.live import Listener
 from config.producer import ProducerSettings
 from config.settings import Settings
@@ -124,6 +125,8 @@ async def first_of(*endings: "asyncio.Future[Any]") -> None:
                 ending.cancel()
         await asyncio.gather(*endings, return_exceptions=True)
     for ending in endings:
+        if isinstance(ending, asyncio.Task) and (error := error_of(ending)):
+            raise error
         if not ending.cancelled() and (error := ending.exception()) is not None:
             raise error
 
