@@ -296,8 +296,7 @@ class _Worker:
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
         self.wake.set()
-        if error := error_of(task):
-            self._stage.ended(self, error)
+        self._stopped(task)
 
     async def settled(self, timeout_s: float) -> None:
         """Wait until what is written so far is settled, for at most `timeout_s`."""

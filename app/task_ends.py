@@ -12,10 +12,13 @@ class StrayCancellation(RuntimeError):
     """A task ended as if it had been cancelled, and nobody had."""
 
 
-def error_of(task: "asyncio.Task[Any]") -> BaseException | None:
-    """What a task that is done has failed with; None when it returned, or was cancelled by somebody."""
+def error_of(task: "asyncio.Future[Any]") -> BaseException | None:
+    """What a task that is done has failed with; None when it returned, or was cancelled by somebody.
+
+    A future that is no task is cancelled by whoever holds it.
+    """
     if not task.cancelled():
         return task.exception()
-    if task.cancelling():
+    if not isinstance(task, asyncio.Task) or task.cancelling():
         return None
     return StrayCancellation(f"{task.get_name()} ended as if it had been cancelled, and nobody had cancelled it")

@@ -14,9 +14,8 @@ from typing import Final
 from app.adapters.embedded import EmbeddedKafka
 from app.bench.broker import BenchBroker
 from app.bench.child import SideFailed
-from app.bench.ends import gap_ms, reading
-from app.bench.engine import Engine
-from app.bench.failover import DEFINITION, QUIET_S, all_ended, loaded
+from app.bench.ends import gap_ms
+from app.bench.failover import QUIET_S, all_ended, loaded, watched
 from app.bench.result import Result, Run
 from app.bench.series import machine
 from app.bench.side import OURS, Progress
@@ -54,9 +53,7 @@ async def bench_broker_loss(broker: BenchBroker, kills: int, progress: Progress,
     if kafka is None or len(kafka.pids) != BROKERS:
         raise SideFailed(f"it kills brokers, and needs {BROKERS} of its own")
     instants: list[tuple[str, float]] = []
-    settings = {"workflow.retention_s": 3600, "http.keep_alive_s": 600}
-    async with Engine(broker, settings) as engine, reading(broker.bootstrap_servers) as seen:
-        await engine.register(DEFINITION)
+    async with watched(broker) as (engine, seen):
         async with loaded(engine, rate) as sent:
             await asyncio.sleep(QUIET_S)
             for number, victim in enumerate(islice(cycle(VICTIMS), kills)):

@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from app.bench.broker import BenchBroker
 from app.bench.child import SideFailed
 from app.bench.ends import AFTER_MS, BEFORE_MS, BIN_MS, Ends, Seen, bins, ends_of, gap_ms, in_hand_ms, reading
-from app.bench.engine import Engine, start_batch
+from app.bench.engine import PROCESSES, Engine, start_batch
 from app.bench.environments import Say
 from app.bench.load import Pool
 from app.bench.plot import as_text, write_png
@@ -119,13 +119,7 @@ async def bench_failover(
     """
     instants: list[float] = []
     processes = {**dict.fromkeys(ENGINES, "coordinator"), "api-gateway": "api-gateway"}
-    # Longer than a connection of the load is idle: one that is closed as it is used again is no failure of ours.
-    settings = {"workflow.retention_s": 3600, "http.keep_alive_s": 600}
-    async with (
-        Engine(broker, settings, processes) as engine,
-        reading(broker.bootstrap_servers) as seen,
-    ):
-        await engine.register(DEFINITION)
+    async with watched(broker, processes) as (engine, seen):
         async with loaded(engine, rate) as sent:
             await asyncio.sleep(QUIET_S)
             for number in range(kills):
@@ -179,6 +173,16 @@ def _plotted(ends: Ends, instants: Sequence[float], plot: Path | None, say: Say)
     if plot is not None:
         write_png(plot, bars, BEFORE_MS // BIN_MS)
     return text
+
+
+@contextlib.asynccontextmanager
+async def watched(broker: BenchBroker, processes: Mapping[str, str] = PROCESSES) -> AsyncIterator[tuple[Engine, Seen]]:
+    """An engine that knows the workflow, and what a reader sees of it."""
+    # Longer than a connection of the load is idle: one that is closed as it is used again is no failure of ours.
+    settings = {"workflow.retention_s": 3600, "http.keep_alive_s": 600}
+    async with Engine(broker, settings, processes) as engine, reading(broker.bootstrap_servers) as seen:
+        await engine.register(DEFINITION)
+        yield engine, seen
 
 
 async def _hurt(engine: Engine, name: str, hurt: Signal) -> None:

@@ -125,9 +125,7 @@ async def first_of(*endings: "asyncio.Future[Any]") -> None:
                 ending.cancel()
         await asyncio.gather(*endings, return_exceptions=True)
     for ending in endings:
-        if isinstance(ending, asyncio.Task) and (error := error_of(ending)):
-            raise error
-        if not ending.cancelled() and (error := ending.exception()) is not None:
+        if error := error_of(ending):
             raise error
 
 
