@@ -142,7 +142,8 @@ class TaskQueue:
         reading = asyncio.create_task(self._read_all(batches), name="task records")
         try:
             await asyncio.wait({beginning, reading}, return_when=asyncio.FIRST_COMPLETED)
-            await (beginning if beginning.done() else reading)
+            if error := error_of(beginning if beginning.done() else reading):
+                raise error
         finally:
             for task in (beginning, reading):
                 task.cancel()

@@ -25,6 +25,7 @@ from app.domain.workflow.definition import TopicTrigger, Workflow
 from app.domain.workflow.expressions import ExpressionError, Expressions
 from app.domain.workflow.limiter import OWN_LIMIT_MAX, own_limit
 from app.ports import Clock, InRecord, OutRecord, Publisher
+from app.task_ends import Parts
 from app.workflow_starts import key_text, start_of, start_record
 from config.topics import WORKFLOW_DEADLETTER
 
@@ -346,7 +347,7 @@ async def triggers(
     A failure to publish ends it: what was not acknowledged is read again. Numbered as the module.
     """
     room = asyncio.Semaphore(in_flight)
-    async with asyncio.TaskGroup() as group:
+    async with Parts() as group:
         async for batch in batches:
             await room.acquire()
             outputs: list[OutRecord] = []

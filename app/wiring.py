@@ -18,6 +18,7 @@ from app.http.health import HealthRegistry
 from app.http.view import SUPERVISOR_URL
 from app.ports import Tracing
 from app.roles.context import Context
+from app.task_ends import Parts
 from config.live import LiveSettings
 from config.settings import Settings
 from config.topics import (
@@ -102,12 +103,12 @@ async def _run_all(context: Context, roles: frozenset[str], live: LiveSettings |
         context = replace(context, current=lambda: live.current, subscribe=live.subscribe)
         live.subscribe(lambda _old, _new: None, check=_compiles)
     gateway = await _open_gateway(context) if "api-gateway" in roles else None  # (1)
-    async with asyncio.TaskGroup() as running:
+    async with Parts() as running:
         reloading = running.create_task(Reloader(live).run(), name="reload") if live is not None else None
         try:
             if await _await_broker(context):  # (2)
                 await _prepare_topics(context)  # (3)
-                async with asyncio.TaskGroup() as parts:  # (4)
+                async with Parts() as parts:  # (4)
                     if gateway is not None:
                         parts.create_task(_role("gateway").run_gateway(context, gateway), name="api-gateway")
                     for role in sorted(roles & _RUN.keys()):

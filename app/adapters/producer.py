@@ -26,6 +26,7 @@ from app.adapters.producer_lane import Batch, Delivered, Lane, Waiter, all_of, o
 from app.domain.murmur2 import partition_for
 from app.errors import BrokerUnavailable, PublishFailed
 from app.ports import OutRecord
+from app.task_ends import error_of
 
 __all__ = ["BatchProducer", "Delivered", "ProducerLimits"]
 
@@ -434,14 +435,13 @@ class BatchProducer:
             return
         if not progress:
             log.warning("the Kafka client failed and is replaced: %r", error, extra={"action": "producer_replaced"})
-        self._replacing = asyncio.create_task(
-            self._replace_client(client, 0.0 if progress else RETRY_FIRST_S), name="producer replacement"
-        )
+        replacing = self._replace_client(client, 0.0 if progress else RETRY_FIRST_S)
+        self._replacing = asyncio.create_task(replacing, name="producer replacement")
         self._replacing.add_done_callback(self._replaced)
 
     def _replaced(self, replacing: asyncio.Task[None]) -> None:
         self._replacing = None
-        if not replacing.cancelled() and (error := replacing.exception()) is not None:
+        if error := error_of(replacing):
             self._break(error)
         for lane in self._lanes.values():
             lane.wake.set()  # (4): each lane sends again, in order, what the new client has not been given

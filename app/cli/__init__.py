@@ -1,6 +1,7 @@
 """The command line: the written list of commands, loaded one at a time, and what its errors look like."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
@@ -57,6 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except HeadraceError as error:
         print(explain(error), file=sys.stderr)
         sys.exit(error.exit_code)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is still to be written, here: at the interpreter's end a reader that has left would be a traceback."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `headrace executions list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_text(arguments: Sequence[str]) -> None:

@@ -54,6 +54,7 @@ from app.http.workflow_docs import add_documented
 from app.http.workflows import Catalogue, workflows_router
 from app.metrics import REGISTRY
 from app.ports import Tracing
+from app.task_ends import Parts
 from config.http import HttpSettings
 from config.settings import Settings
 
@@ -238,7 +239,7 @@ class Gateway:
     async def run(self, stop: asyncio.Event) -> None:
         """Feed what the API reads until `stop`, then answer what was asked and close the port."""
         try:
-            async with asyncio.TaskGroup() as feeds:
+            async with Parts() as feeds:
                 feeds.create_task(self.feed.run(stop), name="read model")
                 feeds.create_task(self.definitions.run(stop), name="definitions")
                 feeds.create_task(self.access.index.run(stop), name="executions")

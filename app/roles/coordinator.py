@@ -23,6 +23,7 @@ from app.roles.context import Context, first_of, raise_crash, stopped
 from app.roles.tables import StageTables, ask_when_near, follow_assignment, new_lease, stage_tables
 from app.roles.triggers import run_triggers
 from app.roles.worker import export_lag
+from app.task_ends import Parts
 from config.settings import Settings
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_STATE
 from config.workflow import PROFILES
@@ -40,7 +41,7 @@ async def run_coordinator(context: Context) -> None:
     Definitions are followed first: the engine opens no partition before it knows what is registered.
     """
     definitions = DefinitionsFeed(context.settings.kafka, context.bootstrap, context.settings.http.read_model)
-    async with asyncio.TaskGroup() as parts:
+    async with Parts() as parts:
         parts.create_task(definitions.run(context.stop), name="definitions")
         parts.create_task(run_engine(context, definitions), name="engine")
         parts.create_task(run_triggers(context, definitions), name="triggers")

@@ -13,6 +13,7 @@ from app.domain.watchdog import Progress
 from app.http.health import Check
 from app.ports import TaskExecutor
 from app.roles.context import Context, first_of, raise_crash, stopped
+from app.task_ends import Parts
 from config.topics import WORKFLOW_COMMANDS, workflow_tasks
 
 # Of a partition: one task that takes an hour must not hold up those behind it, which end before it.
@@ -31,7 +32,7 @@ async def run_queues(context: Context) -> None:
         tracing=context.tracing,
     )
     try:
-        async with asyncio.TaskGroup() as parts:
+        async with Parts() as parts:
             for queue in context.settings.tasks.queues:
                 parts.create_task(run_queue(context, queue, executor), name=f"tasks {queue}")
     finally:

@@ -21,6 +21,7 @@ from app.errors import Unavailable
 from app.http.health import Check
 from app.ports import OutRecord
 from app.roles.context import Context, first_of, raise_crash, stopped
+from app.task_ends import Parts
 from config.topics import DEVICE_SIGNALS, WORKFLOW_COMMANDS
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ async def run_triggers(context: Context, definitions: DefinitionsFeed) -> None:
     """
     await definitions.caught_up()  # 1
     latest = Latest(definitions)
-    async with context.producer(GROUP) as producer, asyncio.TaskGroup() as parts:
+    async with context.producer(GROUP) as producer, Parts() as parts:
         partitions = await producer.partitions(WORKFLOW_COMMANDS.name)
         # What a debounce has decided it knows by the offsets of records: none may be passed over and a later one sent.
         for partition in range(partitions):

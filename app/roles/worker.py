@@ -24,6 +24,7 @@ from app.roles.context import Context, first_of, raise_crash, stopped
 from app.roles.queues import run_queues
 from app.roles.tables import ask_when_near, follow_assignment, new_lease, stage_tables
 from app.rules import compile_section
+from app.task_ends import Parts
 from config.settings import Settings
 from config.sinks import SinkSettings
 from config.topics import DEVICE_TELEMETRY, TRANSFORM_STATE
@@ -39,7 +40,7 @@ LETTER_OVERHEAD_BYTES = 40_000
 
 async def run_worker(context: Context) -> None:
     """Run the transform stage, the task queues and every sink until stop; one that fails ends the process."""
-    async with asyncio.TaskGroup() as parts:
+    async with Parts() as parts:
         parts.create_task(run_transform(context), name="transform")
         parts.create_task(run_queues(context), name="task queues")
         for target in context.settings.sinks.targets:

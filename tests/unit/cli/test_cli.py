@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +126,21 @@ def test_an_argument_that_is_no_text_is_named(capsys) -> None:
     code, out, err = run(capsys, "trigger", "hot", "-i", "x=\udcff")
     assert (code, out) == (2, "")
     assert err == "headrace: Argument 4 is not UTF-8 text: x=\\udcff\n"
+
+
+@pytest.mark.parametrize("command", [["--version"], ["config", "reference"]], ids=["less", "more"])
+def test_a_reader_that_has_left_is_no_traceback(command: list[str]) -> None:
+    """`headrace executions list | head`: what is printed is less than a buffer, or more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with os.fdopen(writer, "wb") as left:
+        ended = subprocess.run(
+            [sys.executable, "-m", "app", *command],
+            env=buffered,
+            stdout=left,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.stderr == ""
