@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.chaos import faults_process
-from app.chaos.faults_process import held, living
-from app.chaos.scene import NoVictim, send, state_of, stopped
+from app.chaos.faults_process import held, kill_supervisor, living
+from app.chaos.scene import NoVictim, Scene, send, state_of, stopped
 from app.chaos.schedule import Planned
+from app.cluster_run import SUPERVISOR
 from tests.helpers.kafka import until
 
 PLANNED = Planned(0, 0.0, "stop-all", 0.0, 0.0)
@@ -67,3 +68,58 @@ def test_who_has_ended_is_no_victim(victim: int) -> None:
     for pids in ([], [nobody], [victim, nobody]):
         with pytest.raises(NoVictim):
             living(PLANNED, pids)
+
+
+class Node:
+    """A node of real processes; `reap` and starting again are the rig's."""
+
+    def __init__(self, pid: int, **children: int) -> None:
+        self.pid, self._children = pid, children
+        self.reaped = 0
+
+    def pids(self) -> dict[str, int]:
+        return {SUPERVISOR: self.pid, **self._children}
+
+    def reap(self) -> None:
+        self.reaped += 1
+
+
+class Rig:
+    """The part of a rig that a killed supervisor meets."""
+
+    def __init__(self, node: Node) -> None:
+        self.cluster, self.nodes, self.started = self, [node], list[int]()
+
+    def processes(self, what: str) -> list[tuple[str, int]]:
+        assert what == SUPERVISOR
+        return [("node-1 supervisor", self.nodes[0].pid)]
+
+    def node_of(self, name: str) -> int:
+        return int(name.removeprefix("node-")[0]) - 1
+
+    async def start_node(self, number: int, *, wait: bool) -> None:
+        assert not wait
+        self.started.append(number)
+
+
+async def test_what_outlives_its_killed_supervisor_is_told_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults_process, "ORPHANS_S", 0.2)
+    with sleeper() as supervisor, sleeper() as worker, sleeper() as coordinator:
+        send(worker, signal.SIGKILL)  # this one follows its supervisor, the other one does not
+        node = Node(supervisor, worker=worker, coordinator=coordinator)
+        rig = Rig(node)
+        struck = await kill_supervisor(Scene(rig, None), PLANNED)  # type: ignore[arg-type]
+        assert (struck.victim, struck.proof["pid"], struck.proof["orphans"]) == (
+            "node-1 supervisor",
+            supervisor,
+            ["coordinator"],
+        )
+        await until(lambda: state_of(coordinator) == "Z", "the orphan is ended")
+        assert (node.reaped, rig.started) == (1, [0])
+
+
+async def test_a_killed_supervisor_whom_all_follow_leaves_no_orphan() -> None:
+    with sleeper() as supervisor, sleeper() as worker:
+        send(worker, signal.SIGKILL)
+        struck = await kill_supervisor(Scene(Rig(Node(supervisor, worker=worker)), None), PLANNED)  # type: ignore[arg-type]
+        assert "orphans" not in struck.proof
