@@ -4,7 +4,6 @@ A reader's own clock is what counts. The instants in the histories are those of 
 was on the broker; and what a new owner sends for one that died bears the dead one's.
 """
 
-import asyncio
 import contextlib
 import itertools
 import time
@@ -20,6 +19,7 @@ from app.adapters.consumers import stop_consumer
 from app.adapters.topic_reader import TopicReader
 from app.bench.engine import Engine
 from app.domain.workflow.events import ExecutionEnded, ExecutionStarted
+from app.task_ends import Parts
 from app.workflow_wire import decode_run
 from config.kafka import KafkaSettings
 from config.topics import WORKFLOW_EVENTS
@@ -69,8 +69,8 @@ async def reading(bootstrap: str) -> AsyncIterator[Seen]:
     try:
         consumer.assign(parts)
         await consumer.seek_to_end(*parts)
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(_read(consumer, seen))
+        async with Parts() as group:
+            task = group.create_task(_read(consumer, seen), name="reader of ends")
             try:
                 yield seen
             finally:

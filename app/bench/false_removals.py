@@ -61,7 +61,7 @@ async def _run(folder: Path, seconds: float, rate: int, burners: int) -> dict[st
     async with LocalCluster(folder=folder, roles=ROLES, settings=settings, say=say) as cluster:
         before = {node.name: node.pids() for node in cluster.nodes}
         skip = {node.name: node.log_file.stat().st_size for node in cluster.nodes}
-        expired = _expired(folder)
+        expired, samples = _expired(folder), await _count(cluster.bootstrap, DEVICE_TELEMETRY.name)
         begun_s, load_1m, accepted = time.monotonic(), [], 0
         with _burning(burners):
             async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
@@ -74,7 +74,7 @@ async def _run(folder: Path, seconds: float, rate: int, burners: int) -> dict[st
         events = Counter(event for node in cluster.nodes for event in _events(node, skip[node.name]))
         changed = sum(node.pids() != before[node.name] for node in cluster.nodes)
         expired = _expired(folder) - expired
-        samples = await _count(cluster.bootstrap, DEVICE_TELEMETRY.name)
+        samples = await _count(cluster.bootstrap, DEVICE_TELEMETRY.name) - samples
         ended = await _ended(cluster.bootstrap)
     problems = [f"the processes of {changed} nodes changed"] if changed else []
     if samples < DONE_SHARE * rate * seconds:
@@ -108,12 +108,13 @@ async def _count(bootstrap: str, topic: str) -> int:
 
 
 async def _ended(bootstrap: str) -> int:
-    """Ends on the log."""
+    """Executions that ended; a new owner may send an end again."""
     reader, name = TopicReader(KafkaSettings(bootstrap_servers=bootstrap)), WORKFLOW_EVENTS.name
-    found = 0
+    found = set[str]()
     async for batch in reader.read(name, await reader.begins(name), await reader.ends(name)):
-        found += sum(isinstance(decode_run(record.value).events[-1], ExecutionEnded) for record in batch)
-    return found
+        runs = (decode_run(record.value) for record in batch)
+        found |= {run.execution_id for run in runs if isinstance(run.events[-1], ExecutionEnded)}
+    return len(found)
 
 
 async def _start_some(client: httpx.AsyncClient, node: LocalNode) -> int:
