@@ -80,15 +80,18 @@ async def open_partition(
     waiting_rows: int = WAITING_ROWS,
     single_trip: SingleTrip | None = None,
     warm: "Opening | None" = None,
+    holding: Callable[[Callable[[], int]], None] = lambda _: None,
 ) -> tuple[TablePartition, Restored]:
     """Open, restore and take over one partition; numbered as in the module's docstring.
 
     `waiting_rows` bounds the rows kept in memory until the marker after them is read; with `single_trip`
     transactions settle in one trip to the broker where they can (`tables.partition`). `warm` is what a standby
-    has done of (2) and (3) by now; it is this partition's from here on.
+    has done of (2) and (3) by now; it is this partition's from here on. `holding` is told how to learn, from any thread
+    and while this goes on, the next changelog offset that the tables have not seen.
     """
     began = time.perf_counter()
     opening = warm or Opening(place, folder, waiting_rows)
+    holding(lambda: opening.next)
     try:
         end = await _claim(place, publisher, now_ms())  # (1)
         emptied = await opening.fill(reader, end, now_ms())  # (2) (3) (4)
@@ -100,6 +103,7 @@ async def open_partition(
     applied = replay.applied if replay.ahead else disk.applied
     meta = Meta(end + 1, number, marked=number, changelog_next=end, applied=applied, delivered=number)
     opened = TablePartition(opening.store, publisher, place.changelog, place.partition, meta, owned, single_trip)
+    holding(lambda: opened.held)
     try:
         await opened.take_over(  # (5)
             replay.finish(),

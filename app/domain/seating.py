@@ -16,6 +16,9 @@ from types import MappingProxyType
 
 # Changelog records that a takeover reads without anybody noticing: about a twentieth of a second's work.
 NEAR_RECORDS = 5_000
+# Seconds that a round is left alone before a member asks for another, to be given what its tables are near enough for.
+ASK_FIRST_S = 2.5
+ASK_MOST_S = 80.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +151,30 @@ def seat(
     for partition, extra in warming.items():
         standbys[partition] += tuple(member for member in extra if member not in standbys[partition])
     return Seating(table.owners, standbys, warming)
+
+
+class Asking:
+    """When a member may ask for another round: each of them stops everybody's work for a moment.
+
+    Once a round, and not before that is some seconds old: `ASK_FIRST_S`, doubled with every ask that comes before twice
+    `ASK_MOST_S` have gone by since the last one, up to `ASK_MOST_S`. Members that take partitions from one another so
+    leave each other more and more time to open them.
+    """
+
+    def __init__(self) -> None:
+        self._generation: int | None = None
+        self._since_s = 0.0
+        self._asked_s: float | None = None
+        self._asked_in: int | None = None
+        self._pause_s = ASK_FIRST_S
+
+    def may(self, generation: int, now_s: float, *, ready: bool) -> bool:
+        """Whether to ask now, in the round of this number, given that the tables are `ready`; true once a round."""
+        if generation != self._generation:
+            self._generation, self._since_s = generation, now_s
+        calm = self._asked_s is None or now_s - self._asked_s >= 2 * ASK_MOST_S
+        pause_s = ASK_FIRST_S if calm else self._pause_s
+        if not ready or self._asked_in == generation or now_s - self._since_s < pause_s:
+            return False
+        self._asked_s, self._asked_in, self._pause_s = now_s, generation, min(2 * pause_s, ASK_MOST_S)
+        return True

@@ -16,7 +16,7 @@ from app.adapters.faust_app import App
 from app.adapters.lease import Lease
 from app.adapters.producer import BatchProducer
 from app.adapters.rocks import RocksFolder, RocksLimits
-from app.domain.seating import NEAR_RECORDS
+from app.domain.seating import NEAR_RECORDS, Asking
 from app.errors import EnvironmentError_
 from app.lifecycle import exit_now
 from app.ports import Clock
@@ -32,9 +32,8 @@ log = logging.getLogger(__name__)
 LOCK_PATIENCE_S: Final = 10.0
 LOCK_RETRY_S: Final = 0.05
 WARMING_LOOK_S: Final = 0.25
-# Asked for well before the limit of being given: more comes while the group goes round. And not all the time.
+# Asked for well before the limit of being given: more comes while the group goes round.
 ASK_AT_RECORDS: Final = NEAR_RECORDS // 4
-ASK_PAUSE_S: Final = 5.0
 
 T = TypeVar("T")
 
@@ -68,6 +67,7 @@ class StageTables:
         # Without idempotence a batch may overtake the one before it that was refused.
         self._single_trip = SingleTrip(written.max_request_bytes // 2) if written.idempotence else None
         self._owned: dict[int, TablePartition] = {}
+        self._opening: dict[int, Callable[[], int]] = {}
         self.following: asyncio.Task[None] | None = None
         self.standbys = Standbys(self._place, self._folder, follower, context.clock.now_ms)
 
@@ -89,9 +89,14 @@ class StageTables:
         return self._context.settings.cluster.node_id or ""
 
     def held(self) -> dict[int, int]:
-        """The next changelog offset that the tables of each partition have not seen."""
+        """The next changelog offset that the tables of each partition have not seen.
+
+        Those that are being opened count: a round that comes meanwhile would take the partition from who has it, and
+        under load, when opening takes longer than from one round to the next, nobody would ever have it.
+        """
         owned = {partition: tables.held for partition, tables in list(self._owned.items()) if not tables.closed}
-        return self.standbys.held() | owned
+        opening = {partition: held() for partition, held in list(self._opening.items())}
+        return self.standbys.held() | owned | opening
 
     # ---- life ----
 
@@ -103,8 +108,11 @@ class StageTables:
 
     async def open(self, partition: int) -> TablePartition:
         """Open, restore and take over one partition."""
-        opened, restored = await _insist(lambda: self._open(partition), self._context.clock)
-        self._owned[partition] = opened
+        try:
+            opened, restored = await _insist(lambda: self._open(partition), self._context.clock)
+            self._owned[partition] = opened
+        finally:
+            self._opening.pop(partition, None)
         metrics.TABLE_RESTORED.labels(self._stage).inc(restored.records)
         metrics.TABLE_RESTORE_SECONDS.labels(self._stage).observe(restored.seconds)
         return opened
@@ -116,7 +124,9 @@ class StageTables:
         self.standbys.keep({partition for partition in standbys if partition not in owned} | taken_next)
 
     def are_near(self, partitions: Collection[int]) -> bool:
-        """Whether the tables of all these are warm enough to be given to this member."""
+        """Whether the tables of all these are warm enough to be given to this member, which opens none just now."""
+        if self._opening:
+            return False
         behind = [self.standbys.behind(partition) for partition in partitions]
         return all(records is not None and records <= ASK_AT_RECORDS for records in behind)
 
@@ -134,6 +144,7 @@ class StageTables:
             self._context.clock.now_ms,
             single_trip=self._single_trip,
             warm=self.standbys.take(partition),
+            holding=lambda held: self._opening.update({partition: held}),
         )
 
 
@@ -237,23 +248,22 @@ def new_lease(context: Context) -> Lease:
 
 
 async def ask_when_near(app: App, tables: StageTables) -> None:
-    """Ask the group for another round once the tables are near that it waits for; once a round.
+    """Ask the group for another round once the tables are near that it waits for, as often as `Asking` allows.
 
     Raises what ended the standbys: a bug, which ends the process.
     """
-    asked = None
+    asking, now_s = Asking(), asyncio.get_running_loop().time
     while True:
         assert tables.following is not None, "stage_tables() starts it"
         await asyncio.wait({tables.following}, timeout=WARMING_LOOK_S)
         if tables.following.done():
             tables.following.result()
         warming = app.seat.warming
-        if warming and (app.consumer_generation_id, warming) != asked and tables.are_near(warming):
-            asked = (app.consumer_generation_id, warming)
+        ready = bool(warming) and app.has_joined and tables.are_near(warming)
+        if asking.may(app.consumer_generation_id, now_s(), ready=ready):
             log.info(
                 "the tables of partitions %s are warm: asking for them",
                 ", ".join(map(str, warming)),
                 extra={"action": "cluster_event", "event": "warmed", "partitions": list(warming)},
             )
             app.ask_for_round()
-            await asyncio.sleep(ASK_PAUSE_S)

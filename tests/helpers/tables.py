@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from app.errors import EnvironmentError_, PublishFailed
@@ -201,9 +201,10 @@ async def open_tables(
     waiting_rows: int = WAITING_ROWS,
     single_trip: SingleTrip | None = None,
     warm: Opening | None = None,
+    holding: Callable[[Callable[[], int]], None] = lambda _: None,
 ) -> tuple[TablePartition, Restored]:
     return await open_partition(
-        PLACE, disk, log, publisher, lambda: True, lambda: now_ms, waiting_rows, single_trip, warm
+        PLACE, disk, log, publisher, lambda: True, lambda: now_ms, waiting_rows, single_trip, warm, holding
     )
 
 

@@ -1,11 +1,12 @@
 """Laws of who owns which partition: each somebody's, evenly, none moved without need, never away from its state."""
 
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.seating import NEAR_RECORDS, Seated, Seating, seat
+from app.domain.seating import ASK_FIRST_S, ASK_MOST_S, NEAR_RECORDS, Asking, Seated, Seating, seat
 
 PARTITIONS = st.integers(1, 12)
 FAR = NEAR_RECORDS + 1
@@ -117,3 +118,43 @@ def test_many_topics_of_one_partition_do_not_all_go_to_one_member():
 def after(members: list[Seated], seating: Seating) -> list[Seated]:
     """The members as they join the next round."""
     return [Seated(m.member_id, m.node, m.held, frozenset(seating.owned_by(m.member_id))) for m in members]
+
+
+@given(st.lists(st.tuples(st.floats(0.05, 20.0), st.booleans(), st.booleans()), min_size=1, max_size=300))
+def test_who_asks_for_rounds_leaves_each_alone_for_a_while_and_longer_and_longer(steps):
+    asking, now_s, generation, since_s, asked = Asking(), 0.0, 1, 0.0, list[tuple[float, float, int]]()
+    for pause_s, ready, another in steps:
+        now_s += pause_s
+        if another:
+            generation, since_s = generation + 1, now_s
+        if asking.may(generation, now_s, ready=ready):
+            assert ready
+            asked.append((now_s, now_s - since_s, generation))
+    assert len({generation for _, _, generation in asked}) == len(asked), "once a round"
+    for (before_s, _, _), (at_s, alone_s, _) in pairwise(asked):
+        assert alone_s >= ASK_FIRST_S
+        if at_s - before_s < 2 * ASK_MOST_S:
+            assert alone_s >= min(2 * ASK_FIRST_S, ASK_MOST_S)
+    for first, last in zip(asked, asked[8:], strict=False):
+        assert last[0] - first[0] >= 2 * ASK_MOST_S, "nine in a row take the longest pause more than once"
+
+
+@given(st.floats(1.0, ASK_MOST_S / 2), st.integers(2, 4))
+def test_members_that_take_from_one_another_come_to_rest_for_as_long_as_opening_takes(opening_s, members):
+    """The worst case: whoever has asked is given everything, and the others ask for it as soon as they may."""
+    askings, now_s, rounds, since_s, longest_s = [Asking() for _ in range(members)], 0.0, 1, 0.0, 0.0
+    while now_s < 1_000 and longest_s < opening_s:
+        now_s += 0.25
+        owner = rounds % members
+        if any(each.may(rounds, now_s, ready=number != owner) for number, each in enumerate(askings)):
+            rounds, since_s = rounds + 1, now_s
+        longest_s = max(longest_s, now_s - since_s)
+    assert longest_s >= opening_s
+
+
+def test_after_a_long_calm_the_first_ask_is_quick_again():
+    asking = Asking()
+    asked = [at for at in range(4_000) if asking.may(at // 100, at / 4, ready=at < 2_000)]
+    calm = asked[-1] / 4 + 2 * ASK_MOST_S
+    assert not asking.may(1_000, calm, ready=True)
+    assert asking.may(1_000, calm + ASK_FIRST_S, ready=True)

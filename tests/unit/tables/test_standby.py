@@ -1,7 +1,7 @@
 """Laws of standbys whose folders fail: the damaged begins anew at once, what cannot be opened is tried again."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from app.errors import EnvironmentError_
@@ -124,3 +124,25 @@ async def test_a_disk_that_was_full_is_tried_again_and_a_partition_that_went_is_
     standbys.keep({0})
     assert standbys.held() != {}
     standbys.close()
+
+
+async def test_tables_that_are_being_opened_hold_what_they_held() -> None:
+    """A round that comes meanwhile would else take them from who has them, and the next one back again."""
+    log, disk = await a_log(), Disk()
+    standbys, follower = standing_by(log, disk, SetClock())
+    standbys.keep({0})
+    standbys.feed(follower.followed())
+    held, publisher, seen = standbys.held()[0], LogPublisher(log), list[int]()
+    now: list[Callable[[], int]] = []
+    publisher.gate.allow(0)
+    opening = asyncio.create_task(open_tables(log, disk, publisher, warm=standbys.take(0), holding=now.append))
+    while not opening.done():
+        await asyncio.sleep(0)
+        seen += [holding() for holding in now[-1:]]
+        publisher.gate.allow(1)
+    tables, restored = opening.result()
+    assert (restored.warm, len(seen) > 2, seen[0]) == (True, True, held)
+    assert seen == sorted(seen), "never less than a moment ago"
+    assert seen[-1] >= log.end(CHANGELOG) - 1, "its own records, too: a standby that follows them is no newer"
+    assert now[-1]() == tables.held
+    tables.close()
