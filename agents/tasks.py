@@ -11,8 +11,8 @@ keys, and the engine heeds the first report of each.
 
 A recall lies on the partition of the orders that it means. It is obeyed when it is read: what runs is asked to stop,
 then ended; what waits is not begun; neither is reported. An order that comes after its recall is not begun either.
-Orders of a partition that is newly ours may be repeats whose recall is there already: none begins before the
-partition is read up to the end that it had when it became ours.
+Orders of a partition that is newly ours may be repeats whose recall is there already: none of them begins before the
+partition is read up to the end that it had when it became ours. Those of other partitions do not wait for that.
 """
 
 import asyncio
@@ -35,7 +35,8 @@ from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER
 
 # An executor that refuses an order says nothing when a slot of its kind is free again.
 LOOK_AGAIN_S: Final = 0.02
-# Nothing begins while a partition is read up to its end; when nothing comes for so long, it does all the same.
+# A partition from which nothing comes for so long counts as read up: it is not ours any more, or has as many records
+# outstanding as the transport allows, and more come only when some of them are done.
 READ_UP_S: Final = 1.0
 # Executions whose recalls are remembered for orders that come late, and so many of one.
 RECALLS_KEPT: Final = 10_000
@@ -104,6 +105,17 @@ class _Running:
         self.batches = [batch]
 
 
+class _ReadUp:
+    """A partition that is new here: its orders wait until it is read up to where it ended then."""
+
+    __slots__ = ("came_s", "orders", "until")
+
+    def __init__(self) -> None:
+        self.orders: deque[_Waiting] = deque()
+        self.until = 0
+        self.came_s = 0.0
+
+
 _Attempt = tuple[str, str, int | None, int]
 
 
@@ -125,8 +137,7 @@ class TaskQueue:
         self._running: dict[_Attempt, _Running] = {}
         self._recalls: OrderedDict[str, list[Recall]] = OrderedDict()
         self._next_offset: dict[int, int] = {}
-        self._read_up_to: dict[int, int] = {}  # where partitions that are new here ended
-        self._came_s = 0.0
+        self._read_up: dict[int, _ReadUp] = {}
         self._change = asyncio.Event()
         self._outgoing: list[tuple[OutRecord, Callable[[], None] | None]] = []
         self._sends: set[asyncio.Task[None]] = set()
@@ -164,7 +175,7 @@ class TaskQueue:
             self._note_begin(batch)
             taken = _Batch(batch)
             for number, record in enumerate(batch.records, 1):
-                self._read(record, taken)
+                self._read(record, batch.partition, taken)
                 if number % READ_AT_ONCE == 0:
                     await asyncio.sleep(0)
             self._note_position(batch)
@@ -172,17 +183,32 @@ class TaskQueue:
 
     def _note_begin(self, batch: OrderBatch) -> None:
         known = self._next_offset.get(batch.partition)
-        if (known is None or batch.records[0].offset < known) and batch.highwater is not None:
-            self._read_up_to[batch.partition] = batch.highwater
-        self._came_s = self._clock.monotonic_s()
+        # Further on than we were others have had it, and read recalls that we have not.
+        if batch.records[0].offset != known and batch.highwater is not None:
+            self._read_up.setdefault(batch.partition, _ReadUp()).until = batch.highwater
+        self._note_coming(batch.partition)
+
+    def _note_coming(self, partition: int) -> None:
+        reading = self._read_up.get(partition)
+        if reading is not None:
+            reading.came_s = self._clock.monotonic_s()
 
     def _note_position(self, batch: OrderBatch) -> None:
         after = self._next_offset[batch.partition] = batch.records[-1].offset + 1
-        if after >= self._read_up_to.get(batch.partition, 0):
-            self._read_up_to.pop(batch.partition, None)
-        self._came_s = self._clock.monotonic_s()
+        self._note_coming(batch.partition)
+        reading = self._read_up.get(batch.partition)
+        if reading is not None and after >= reading.until:
+            self._release(batch.partition)
 
-    def _read(self, record: InRecord, batch: _Batch) -> None:
+    def _release(self, partition: int) -> None:
+        self._line.extend(self._read_up.pop(partition).orders)
+
+    def _release_quiet(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for partition in [each for each, reading in self._read_up.items() if now_s - reading.came_s >= READ_UP_S]:
+            self._release(partition)
+
+    def _read(self, record: InRecord, partition: int, batch: _Batch) -> None:
         recall = decode_recall(record.value)
         if recall is not None:
             self._recall(recall)
@@ -197,7 +223,8 @@ class TaskQueue:
             self._finisher([batch])()
             return
         waiting = _Waiting(order, batch)
-        self._line.append(waiting)
+        reading = self._read_up.get(partition)
+        (self._line if reading is None else reading.orders).append(waiting)
         self._waiting.setdefault(order.execution_id, []).append(waiting)
 
     def _recall(self, recall: Recall) -> None:
@@ -219,8 +246,9 @@ class TaskQueue:
 
     async def _begin_all(self) -> None:
         while True:
-            if not self._line or self._must_wait():
-                await self._wait_for_change(LOOK_AGAIN_S if self._line else None)
+            self._release_quiet()
+            if not self._line or len(self._running) >= self._limits.in_flight:
+                await self._wait_for_change(LOOK_AGAIN_S if self._line or self._read_up else None)
                 continue
             waiting = self._line[0]
             if waiting.is_recalled:
@@ -230,11 +258,6 @@ class TaskQueue:
                 continue
             self._line.popleft()
             self._forget(waiting)
-
-    def _must_wait(self) -> bool:
-        if len(self._running) >= self._limits.in_flight:
-            return True
-        return bool(self._read_up_to) and self._clock.monotonic_s() - self._came_s < READ_UP_S
 
     def _begin(self, waiting: _Waiting) -> bool:
         """False when the executor has no room for it."""

@@ -65,9 +65,9 @@ def _name(one: TaskOrder) -> str:
 class Batch:
     """What the transport gives; `highwater` is where its partition ends."""
 
-    def __init__(self, records: Sequence[Record], highwater: int) -> None:
+    def __init__(self, records: Sequence[Record], highwater: int, partition: int) -> None:
         self.topic = TOPIC
-        self.partition = 0
+        self.partition = partition
         self.records = records
         self.highwater: int | None = highwater
         self.is_current = True
@@ -77,13 +77,13 @@ class Batch:
         self.acks += 1
 
 
-def batch(first: int, *said: TaskOrder | Recall | bytes, highwater: int | None = None) -> Batch:
+def batch(first: int, *said: TaskOrder | Recall | bytes, highwater: int | None = None, partition: int = 0) -> Batch:
     values = [
         one if isinstance(one, bytes) else encode_order(one) if isinstance(one, TaskOrder) else encode_recall(one)
         for one in said
     ]
-    records = [Record(TOPIC, 0, at, 0, b"e", value) for at, value in enumerate(values, first)]
-    return Batch(records, first + len(records) if highwater is None else highwater)
+    records = [Record(TOPIC, partition, at, 0, b"e", value) for at, value in enumerate(values, first)]
+    return Batch(records, first + len(records) if highwater is None else highwater, partition)
 
 
 class Scene:
@@ -157,7 +157,7 @@ async def test_order_is_not_begun_when_its_recall_lies_behind_it() -> None:
     async with scene() as made:
         first = batch(10, one("a", 1), one("x", 1, "other"), highwater=13)
         made.feed(first)
-        await eventually(lambda: made.queue._line)
+        await eventually(lambda: made.queue._waiting)
         assert made.executor.begun == []
         made.feed(batch(12, recall(2)))
         await eventually(lambda: made.executor.begun)
@@ -170,6 +170,39 @@ async def test_partition_that_says_it_is_longer_than_what_comes_holds_up_nobody_
     async with scene() as made:
         made.feed(batch(0, one(), highwater=1_000))
         await eventually(lambda: made.executor.begun)
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["paused with all that may be outstanding", "revoked"])
+async def test_partition_that_is_never_read_up_holds_up_no_other_one_however_busy_that_is(is_ours: bool) -> None:
+    async with scene() as made:
+        new = batch(0, one("new", 1, "other"), highwater=100_000)
+        made.feed(batch(0, one("old", 1), partition=1), new)
+        await eventually(lambda: made.executor.begun == ["e/old/1"])
+        new.is_current = is_ours
+        for token in range(2, 1_000):
+            made.feed(batch(token - 1, one("old", token), partition=1))
+            await eventually(lambda token=token: f"e/old/{token}" in made.executor.begun)  # type: ignore[misc]
+            if not made.queue._read_up:
+                break
+            await asyncio.sleep(0.01)  # nothing of it is waited for: the other one is busy
+        else:
+            pytest.fail("its orders wait for good")
+        made.feed(batch(token, one("last", 1), partition=1))
+        await eventually(lambda: "e/last/1" in made.executor.begun)
+        assert ("other/new/1" in made.executor.begun) is is_ours
+
+
+async def test_partition_that_comes_back_further_on_is_read_up_first() -> None:
+    """Others have had it meanwhile, and obeyed a recall that this one has not read."""
+    async with scene() as made:
+        made.feed(batch(0, one("a", 1, "other")))
+        await eventually(lambda: made.executor.begun == ["other/a/1"])
+        made.feed(batch(10, one("a", 2), highwater=12))
+        await eventually(lambda: made.queue._waiting)
+        made.feed(batch(11, recall(3)))
+        made.feed(batch(12, one("a", 4)))
+        await eventually(lambda: len(made.executor.begun) == 2)
+        assert made.executor.begun == ["other/a/1", "e/a/4"]
 
 
 async def test_order_that_comes_after_its_recall_is_not_begun() -> None:
