@@ -51,6 +51,7 @@ ACTIONS: dict[str, str] = {
     "definition_unreadable": "A record of the registry of workflows is passed over; `key`, and the message says why.",
     # The cluster
     "cluster_event": "A node or a process joined, left, died, stands still, is not reached or was removed; `event`.",
+    "workflow_failover": "The partitions of an owner that is gone go on here; from, to, partitions, executions, ms.",
     "clock_wrong": "The clock of this node differs from the broker's or a peer's; said once a minute.",
     "clock_right": "The clock of this node agrees with the others' again.",
     "member_unreadable": "A record of cluster.members is passed over; `key`, and the message says why.",

@@ -169,6 +169,12 @@ WORKFLOW_TIMER_LAG = Histogram(
     buckets=LATENCY_BUCKETS_S,
     registry=REGISTRY,
 )
+WORKFLOW_FAILOVER = Histogram(
+    "workflow_failover_seconds",
+    "From the round of the group without an owner that is gone to the first decision about its partitions here.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=REGISTRY,
+)
 WORKFLOW_MAILBOX = Gauge(
     "workflow_mailbox_depth", "Commands of a partition that wait to be decided.", ["partition"], registry=REGISTRY
 )

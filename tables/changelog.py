@@ -36,6 +36,8 @@ from app.ports import InRecord
 
 MARKER: Final = b"\x00applied"
 CLAIM: Final = b"\x00claim"
+# The header of a claim that says whose it is, for people to read.
+OWNER: Final = "owner"
 OUTBOX: Final = b"\x00outbox"
 PIECES: Final = "n"
 _TAG: Final = struct.Struct(">BQQ")
@@ -127,7 +129,7 @@ class Replay:
     `disk` is the last transaction whose rows a store already holds; they are not returned again.
     `marked` is the last transaction that counts and `applied` what its marker says; `disk_marked` the
     last number of the store's own epoch that counts, `disk_delivered` the last one of it whose outputs are known
-    to be acknowledged. `claimed` is the epoch of the last claim.
+    to be acknowledged. `claimed` is the epoch of the last claim, `owner` whose it is where that was read.
     `last` is the transaction of the log's last marker where that is known beforehand: no row need wait.
 
     A compacted log has few markers left, so that rows may wait for one in great number. Beyond
@@ -138,6 +140,7 @@ class Replay:
     disk: Tag = NOTHING
     marked: Tag = NOTHING
     claimed: int = 0
+    owner: str = ""
     disk_marked: int = 0
     disk_delivered: int = 0
     applied: dict[str, int] = field(default_factory=dict)
@@ -183,6 +186,7 @@ class Replay:
             tag = unpack_tag(value) if value is not None else _header_tag(record)
             if key == CLAIM:
                 self.claimed = record.offset + 1
+                self.owner = next((told.decode(errors="replace") for name, told in record.headers if name == OWNER), "")
             elif key == MARKER and value is not None:
                 if tag.epoch >= self.claimed and tag >= self.marked:  # the same one may say more of deliveries
                     self._mark(tag, orjson.loads(value[TAG_BYTES:]), rows)

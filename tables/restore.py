@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from app.errors import EnvironmentError_, PublishFailed
 from app.ports import InRecord, OutRecord
-from tables.changelog import CLAIM, WAITING_ROWS, Replay, Tag, claim_value
+from tables.changelog import CLAIM, OWNER, WAITING_ROWS, Replay, Tag, claim_value
 from tables.meta import META, PENDING, ROWS, ROWS_END, UNDO_END, Meta, pending_key, undo_key
 from tables.partition import ChangelogPublisher, SingleTrip, Store, TablePartition
 from tables.undo import unpack_undo
@@ -43,13 +43,17 @@ class ChangelogReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What one restore did: `records` read, `rows` written, whether the disk had to be emptied, or was kept warm."""
+    """What one restore did: `records` read, `rows` written, whether the disk had to be emptied, or was kept warm.
+
+    `owner` is who claimed the partition before, empty where that was not read, None for nobody.
+    """
 
     records: int
     rows: int
     emptied: bool
     seconds: float
     warm: bool = False
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +85,20 @@ async def open_partition(
     single_trip: SingleTrip | None = None,
     warm: "Opening | None" = None,
     holding: Callable[[Callable[[], int]], None] = lambda _: None,
+    owner: str = "",
 ) -> tuple[TablePartition, Restored]:
     """Open, restore and take over one partition; numbered as in the module's docstring.
 
     `waiting_rows` bounds the rows kept in memory until the marker after them is read; with `single_trip`
     transactions settle in one trip to the broker where they can (`tables.partition`). `warm` is what a standby
     has done of (2) and (3) by now; it is this partition's from here on. `holding` is told how to learn, from any thread
-    and while this goes on, the next changelog offset that the tables have not seen.
+    and while this goes on, the next changelog offset that the tables have not seen. `owner` is what the claim says.
     """
     began = time.perf_counter()
     opening = warm or Opening(place, folder, waiting_rows)
     holding(lambda: opening.next)
     try:
-        end = await _claim(place, publisher, now_ms())  # (1)
+        end = await _claim(place, publisher, owner, now_ms())  # (1)
         emptied = await opening.fill(reader, end, now_ms())  # (2) (3) (4)
     except BaseException:
         opening.close()
@@ -115,7 +120,9 @@ async def open_partition(
     except BaseException:
         opened.close()
         raise
-    restored = Restored(opening.records, opening.rows, emptied, time.perf_counter() - began, warm is not None)
+    seconds = time.perf_counter() - began
+    before = replay.owner if replay.claimed else None
+    restored = Restored(opening.records, opening.rows, emptied, seconds, warm is not None, before)
     log.info(
         "tables of %s-%d open%s: %d changelog records, %d rows, %.3f s",
         place.changelog,
@@ -129,9 +136,10 @@ async def open_partition(
     return opened, restored
 
 
-async def _claim(place: Place, publisher: ChangelogPublisher, timestamp_ms: int) -> int:
+async def _claim(place: Place, publisher: ChangelogPublisher, owner: str, timestamp_ms: int) -> int:
     """(1): the offset of our claim, which is the end of all that older owners may have written."""
-    claim = OutRecord(place.changelog, CLAIM, claim_value(), timestamp_ms, (), place.partition)
+    headers = ((OWNER, owner.encode()),) if owner else ()
+    claim = OutRecord(place.changelog, CLAIM, claim_value(), timestamp_ms, headers, place.partition)
     publisher.unbroken(place.changelog, place.partition)
     before = publisher.last_offset(place.changelog, place.partition)
     await publisher.publish([claim])

@@ -36,10 +36,14 @@ class Holdings(Protocol):
 
 
 class Seat(NamedTuple):
-    """What the last round gave this member beside its partitions: numbers of the stage's topic."""
+    """What the last round gave this member beside its partitions: numbers of the stage's topic.
+
+    `orphans` are those of its partitions that nobody who took part in the round had before.
+    """
 
     standbys: tuple[int, ...] = ()
     warming: tuple[int, ...] = ()
+    orphans: tuple[int, ...] = ()
 
 
 class SeatingAssignor(PartitionAssignor):
@@ -71,7 +75,7 @@ class SeatingAssignor(PartitionAssignor):
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
         """What the leader has given this member."""
         told = orjson.loads(assignment.user_data) if assignment.user_data else {}
-        self.seat = Seat(tuple(told.get("standbys", ())), tuple(told.get("warming", ())))
+        self.seat = Seat(*(tuple(told.get(name, ())) for name in Seat._fields))
         self._owned = {topic: sorted(partitions) for topic, partitions in assignment.assignment}
         self._assignment = ClientAssignment(actives={}, standbys={})
 
@@ -81,7 +85,7 @@ class SeatingAssignor(PartitionAssignor):
         """Seat every member: topic by topic, so that many small topics do not all go to one member."""
         said = {member: _said(metadata) for member, metadata in member_metadata.items()}
         given: dict[str, list[tuple[str, list[int]]]] = {member: [] for member in member_metadata}
-        told: dict[str, dict[str, list[int]]] = {member: {} for member in member_metadata}
+        told: dict[str, dict[str, tuple[int, ...]]] = {member: {} for member in member_metadata}
         load = dict.fromkeys(member_metadata, 0)
         for topic in sorted({topic for metadata in member_metadata.values() for topic in metadata.subscription}):
             subscribed = [member for member, metadata in member_metadata.items() if topic in metadata.subscription]
@@ -89,13 +93,18 @@ class SeatingAssignor(PartitionAssignor):
             if not partitions:
                 continue
             seating = _seat(topic, partitions, {member: said[member] for member in subscribed}, load)
+            had = {each for member in subscribed for each in said[member].get("owned", {}).get(topic, ())}
             for member in subscribed:
                 owned = seating.owned_by(member)
                 load[member] += len(owned)
                 if owned:
                     given[member].append((topic, owned))
                 if said[member].get("topic") == topic:
-                    told[member] = {"standbys": seating.kept_by(member), "warming": seating.awaited_from(member)}
+                    told[member] = Seat(
+                        standbys=tuple(seating.kept_by(member)),
+                        warming=tuple(seating.awaited_from(member)),
+                        orphans=tuple(partition for partition in owned if partition not in had),
+                    )._asdict()
         return {
             member: ConsumerProtocolMemberAssignment(self.version, assigned, orjson.dumps(told[member]))
             for member, assigned in given.items()

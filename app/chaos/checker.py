@@ -63,7 +63,8 @@ from config.load import load
 from config.settings import Settings
 from config.topics import WORKFLOW_COMMANDS, WORKFLOW_DEADLETTER
 
-COMMIT_WAIT_S = 60.0
+# As long as executions may take to end after the heal.
+COMMIT_WAIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from app.http.health import Check
 from app.ports import Definitions, TaskExecutor
 from app.roles.context import Context, first_of, raise_crash, stopped
 from app.roles.tables import StageTables, ask_when_near, follow_assignment, new_lease, stage_tables
+from app.roles.takeovers import Takeovers
 from app.roles.triggers import run_triggers
 from app.roles.worker import export_lag
 from app.task_ends import Parts
@@ -72,7 +73,7 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
         stage = Stage(
             STAGE,
             lambda partition: _open(context, kept, definitions, partition, partitions),
-            lambda tables: _begin(engines, tables, node),
+            lambda tables: _begin(engines, tables, node, kept.takeovers),
             context.clock,
             lambda: 1.0,
             transactions=workflow.transactions_in_flight,
@@ -170,8 +171,9 @@ async def _open(
     return tables
 
 
-def _begin(engines: dict[int, Engine], tables: TablePartition, node: Node) -> Engine:
+def _begin(engines: dict[int, Engine], tables: TablePartition, node: Node, takeovers: Takeovers) -> Engine:
     engine = engines[tables.partition] = Engine(tables, node)
+    takeovers.goes_on(tables.partition, engine.active)
     return engine
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -21,6 +22,7 @@ from app.errors import EnvironmentError_
 from app.lifecycle import exit_now
 from app.ports import Clock
 from app.roles.context import Context
+from app.roles.takeovers import Takeovers
 from config.tables import TablesSettings
 from config.topics import TopicSpec
 from tables.partition import SingleTrip, TablePartition
@@ -69,6 +71,8 @@ class StageTables:
         self._owned: dict[int, TablePartition] = {}
         self._opening: dict[int, Callable[[], int]] = {}
         self.following: asyncio.Task[None] | None = None
+        self.here = f"{self.node or 'node'} {self._stage} {os.getpid()}"
+        self.takeovers = Takeovers(self.here, context.clock.monotonic_s)
         self.standbys = Standbys(self._place, self._folder, follower, context.clock.now_ms)
 
     # ---- what the group asks, from another thread ----
@@ -113,6 +117,7 @@ class StageTables:
             self._owned[partition] = opened
         finally:
             self._opening.pop(partition, None)
+        self.takeovers.opened(partition, restored.owner)
         metrics.TABLE_RESTORED.labels(self._stage).inc(restored.records)
         metrics.TABLE_RESTORE_SECONDS.labels(self._stage).observe(restored.seconds)
         return opened
@@ -145,6 +150,7 @@ class StageTables:
             single_trip=self._single_trip,
             warm=self.standbys.take(partition),
             holding=lambda held: self._opening.update({partition: held}),
+            owner=self.here,
         )
 
 
@@ -207,11 +213,15 @@ def follow_assignment(app: App, topic: str, stage: Stage, lease: Lease, tables: 
         last_generation[0] = generation
         lease.renew()
         owned = [tp.partition for tp in assigned if tp.topic == topic]
+        if tables is not None:
+            tables.takeovers.seated(owned, app.seat.orphans)
         await stage.assigned(owned, kept=kept)
         if tables is not None:
             tables.seated(app.seat.standbys, owned)
 
     async def hand_back(revoked: Any) -> None:
+        if tables is not None:
+            tables.takeovers.goes_round()
         await stage.revoked([tp.partition for tp in revoked if tp.topic == topic])
 
     def end(stood_s: float) -> NoReturn:

@@ -1,6 +1,7 @@
 """Laws of a takeover on a real broker: a killed engine's executions go on with the next, on its disk or without it."""
 
 import asyncio
+import os
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -81,6 +82,7 @@ async def test_a_node_that_stood_by_takes_over_with_tables_that_are_warm(
     topics: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="tables.restore")
+    caplog.set_level("INFO", logger="app.roles.takeovers")
     lines, naps = ([f"{uuid.uuid4()}" for _ in range(count)] for count in (60, 5))
     known = KnownWorkflows(*FLOWS)
     async with (
@@ -98,3 +100,9 @@ async def test_a_node_that_stood_by_takes_over_with_tables_that_are_warm(
         for one in [*lines, *naps]:
             assert (await log.ended(one)).status == "succeeded"
     assert "which were kept warm" in caplog.text
+    told = [record for record in caplog.records if getattr(record, "action", "") == "workflow_failover"]
+    (failover,) = (vars(record) for record in told)
+    assert (failover["from"], failover["to"]) == (f"node workflow {process.pid}", f"node workflow {os.getpid()}")
+    assert set(failover["partitions"]) <= {0, 1}
+    assert failover["executions"] >= 0
+    assert 0 < failover["ms"] < 60_000
