@@ -25,6 +25,7 @@ from app.cluster_registry import ClusterRegistry
 from app.domain import detector
 from app.domain.cluster import GroupSeat, NodeView, ProcessView
 from app.domain.detector import NEVER, Own, Patience
+from app.domain.membership import has_heir
 from app.errors import EnvironmentError_, HeadraceError
 from app.http.health import Check
 from app.node_children import Children, Kill
@@ -198,7 +199,7 @@ class Node:
             removal.of_child,
             self._plan.kill,
             remover.know,
-            has_heir=self._has_heir,
+            has_heir=lambda seats: self._has_heir(seats, peers.unreachable),
         )
         peers = Peers(self._patience, self.view, self._clock.monotonic_s, removal.of_peer, remover.know)
         await self._listen(peers)  # 1
@@ -260,11 +261,8 @@ class Node:
             self._told_s[node_id] = now_s
             self._registry.alive(node_id)
 
-    def _has_heir(self, seats: Sequence[GroupSeat]) -> bool:
-        """Whether another node sits in one of these groups."""
-        views = () if self._registry is None else self._registry.roster.views
-        groups = {seat.group for seat in seats}
-        return any(seat.group in groups for view in views if view.node_id != self.node_id for seat in view.seats)
+    def _has_heir(self, seats: Sequence[GroupSeat], unreachable: Sequence[str]) -> bool:
+        return self._registry is not None and has_heir(self._registry.roster, seats, {self.node_id, *unreachable})
 
     def _processes(self) -> tuple[ProcessView, ...]:
         own = self._plan.processes()

@@ -110,11 +110,29 @@ class Peers:
                 if peer is not None and view.epoch < peer.view.epoch:
                     continue
                 self._forget(node_id)
-                self._known[node_id] = Known(view, detector.Peer(self._monotonic_s()), self._link(view))
+                self._known[node_id] = Known(view, self._unmet(), self._link(view))
             elif view.clock_ms >= peer.view.clock_ms:
+                if view.clock_ms > peer.view.clock_ms and peer.verdict == "gone":
+                    self._come_back(peer)
                 self._take(peer, view)
         for node_id in self._known.keys() - found.keys():
             self._forget(node_id)
+
+    def _unmet(self) -> detector.Peer:
+        return detector.Peer(self._monotonic_s(), met=False)
+
+    def _come_back(self, peer: Known) -> None:
+        """It speaks in the registry: it lives, and only the way from there to here does not.
+
+        Until a beat comes it is not called gone again: its members, who have joined anew, would be removed without end.
+        """
+        peer.state, peer.verdict = self._unmet(), "unreachable"
+        log.warning(
+            "node %s is not heard at %s, and lives: cluster.host and cluster.advertised_host say where it is",
+            peer.view.node_id,
+            peer.view.beats,
+            extra={"action": "cluster_event", "event": "unreachable"},
+        )
 
     def look(self, own: Own, now_s: float) -> None:
         """Judge everybody."""
@@ -122,9 +140,12 @@ class Peers:
         heard = [
             node_id
             for node_id, peer in self._known.items()
-            if detector.silence_s(own, peer.state.heard_s, now_s) < detector.limit_s(self._patience, peer.state)
+            if not (peer.state.is_refused and peer.state.has_hung_up)
+            and detector.silence_s(own, peer.state.heard_s, now_s) < detector.limit_s(self._patience, peer.state)
         ]
-        isolated = len(self._known) > 1 and not heard
+        # Who is gone already, or was never heard, says nothing of the way to here.
+        in_question = sum(peer.state.met and peer.verdict != "gone" for peer in self._known.values())
+        isolated = in_question > 1 and not heard
         for node_id, peer in self._known.items():
             self._judge(
                 peer,

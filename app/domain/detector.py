@@ -66,13 +66,25 @@ class Peer:
     """What is known of another node: when it was last heard here, and when its own connection to here ended.
 
     `refused_s` is when its machine answered that nobody listens at its address any more. `longest_gap_s` is of the
-    beats of the last seconds: who was slow is given more time.
+    beats of the last seconds: who was slow is given more time. `met` says that a beat of it has ever come: of one whose
+    address leads nowhere, as a loopback address of another host does, silence says nothing.
     """
 
     heard_s: float
     hung_up_s: float = NEVER
     refused_s: float = NEVER
     longest_gap_s: float = 0.0
+    met: bool = True
+
+    @property
+    def has_hung_up(self) -> bool:
+        """Whether its connection to here ended after the last beat."""
+        return self.hung_up_s > self.heard_s
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether nobody has listened at its address since the last beat."""
+        return self.refused_s > self.heard_s
 
 
 def hear(peer: Peer, own: Own, now_s: float) -> Peer:
@@ -88,7 +100,7 @@ def hung_up(peer: Peer, now_s: float) -> Peer:
 
 def refuse(peer: Peer, now_s: float) -> Peer:
     """The peer after the word that nobody listens at its address; the first one since it was heard counts."""
-    return peer if peer.refused_s > peer.heard_s else replace(peer, refused_s=now_s)
+    return peer if peer.is_refused else replace(peer, refused_s=now_s)
 
 
 def limit_s(patience: Patience, peer: Peer) -> float:
@@ -104,18 +116,19 @@ def peer_verdict(
     `others_heard_s` is when a node that is itself heard here last heard it; `isolated` means that of several other
     nodes none is heard: then it is oneself who is cut off. Gone is (1) who hung up and whose address nobody listens at,
     at once; (2) who is refused and silent for two beats; (3) who was silent for the limit and two beats more, in which
-    the others' word has come. Nobody is gone who was heard since, here or by another.
+    the others' word has come. Nobody is gone who was heard since, here or, as far as that is known by now, by another;
+    nor who has never been heard here.
     """
     two_beats_s = 2 * patience.beat_s
-    refused = peer.refused_s > peer.heard_s
-    if refused and peer.hung_up_s > peer.heard_s:
-        return "gone"  # 1
-    if refused and silence_s(own, max(peer.heard_s, peer.refused_s), now_s) >= two_beats_s:
-        return "unreachable" if others_heard_s > peer.refused_s else "gone"  # 2
+    certain: PeerVerdict = "gone" if peer.met and not isolated else "unreachable"
+    if peer.is_refused and peer.has_hung_up:
+        return "unreachable" if others_heard_s > peer.hung_up_s else certain  # 1
+    if peer.is_refused and silence_s(own, max(peer.heard_s, peer.refused_s), now_s) >= two_beats_s:
+        return "unreachable" if others_heard_s > peer.refused_s else certain  # 2
     limit = limit_s(patience, peer)
     silent_s = silence_s(own, peer.heard_s, now_s)
     if silent_s < limit:
         return "alive"
-    if isolated or silent_s < limit + two_beats_s or silence_s(own, others_heard_s, now_s) < limit:
+    if silent_s < limit + two_beats_s or silence_s(own, others_heard_s, now_s) < limit:
         return "unreachable"
-    return "gone"  # 3
+    return certain  # 3

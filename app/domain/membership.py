@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
-from app.domain.cluster import NodeView
+from app.domain.cluster import GroupSeat, NodeView
 
 Standing = Literal["joining", "ready", "leaving", "unreachable"]
 
@@ -59,6 +59,12 @@ def take(roster: Roster, node_id: str, view: NodeView | None, now_s: float) -> R
     named = {name for member in members.values() for name in unreachable_of(member.view)}
     accused = {name: roster.accused.get(name, now_s) for name in named}
     return Roster(members, accused, now_s)
+
+
+def has_heir(roster: Roster, seats: Iterable[GroupSeat], nobody: Collection[str]) -> bool:
+    """Whether a node, which is not one of `nobody`, sits in a group of these seats and can take what they give up."""
+    groups = {seat.group for seat in seats}
+    return any(seat.group in groups for view in roster.views if view.node_id not in nobody for seat in view.seats)
 
 
 def _rank(view: NodeView) -> tuple[bool, int]:

@@ -131,6 +131,45 @@ async def test_a_silent_node_is_removed_only_when_nobody_hears_it():
         assert second.peers.unreachable == ("n2",)
 
 
+async def test_a_node_whose_address_leads_nowhere_is_not_removed_however_long_it_is_refused():
+    """As of nodes on two hosts that both say 127.0.0.1: each dials itself."""
+    async with cluster(1) as (first,):
+        other = Node("n1", "", "running")
+        other.address = "127.0.0.1:1"
+        first.peers.know([other.view()])
+        known = first.peers._known["n1"]
+        await until(lambda: known.state.is_refused, "nobody listens there")
+        await until(lambda: known.verdict == "unreachable", "it is said")
+        deadline = time.monotonic() + 4 * PATIENCE.unreachable_after_s
+        while time.monotonic() < deadline:
+            first.peers.look(Own(time.monotonic(), 0.0), time.monotonic())
+            await asyncio.sleep(0.01)
+        assert (first.removed, known.verdict) == ([], "unreachable")
+
+
+async def test_a_node_that_speaks_in_the_registry_after_it_was_called_gone_is_removed_once_and_no_more():
+    async with cluster(2) as (first, second):
+        await second.stop()
+        await until(lambda: first.removed == ["member-of-n1"], "it is called gone")
+        seat = GroupSeat("g", "joined-anew", 2, ("t-0",))
+        back = second.view()
+        process = replace(back.processes[0], seats=(seat,))
+        first.peers.know([replace(back, clock_ms=back.clock_ms + 1, processes=(process,))])
+        for _ in range(100):
+            first.peers.look(Own(time.monotonic(), 0.0), time.monotonic())
+            await asyncio.sleep(0.01)
+        assert first.removed == ["member-of-n1"]
+        assert first.peers.unreachable == ("n1",)
+
+
+async def test_of_three_nodes_on_three_hosts_the_second_to_die_is_gone_at_once_like_the_first():
+    async with cluster(3) as (first, second, third):
+        await third.stop()
+        await until(lambda: first.removed == ["member-of-n2"], "the first is removed")
+        await second.stop()
+        await until(lambda: first.removed == ["member-of-n2", "member-of-n1"], "and the second")
+
+
 async def test_what_is_no_beat_ends_the_connection_and_harms_nobody():
     async with cluster(2) as (first, second):
         host, _, port = first.address.rpartition(":")

@@ -72,6 +72,32 @@ def test_a_refusal_alone_waits_for_a_beat_by_another_way():
     assert verdict(refused, 1.3, others_heard_s=1.2) == "unreachable"
 
 
+def test_a_node_that_hung_up_here_and_was_heard_by_another_since_is_not_gone():
+    peer = refuse(hung_up(Peer(1.0), 1.001), 1.002)
+    assert verdict(peer, 1.2, others_heard_s=1.1) == "unreachable"
+    assert verdict(peer, 1.2, others_heard_s=0.95) == "gone", "its last beat to another was before"
+
+
+@st.composite
+def peers(draw: st.DrawFn, *, met: bool) -> Peer:
+    """Silent, refused, hung up, or all of that."""
+    peer = Peer(1.0, met=met)
+    if draw(st.booleans()):
+        peer = hung_up(peer, draw(st.floats(1.001, 3.0)))
+    return refuse(peer, draw(st.floats(1.001, 3.0))) if draw(st.booleans()) else peer
+
+
+@given(peers(met=False), seconds, st.booleans())
+def test_a_node_that_was_never_heard_is_never_gone(peer, silent_s, isolated):
+    """Its address may lead nowhere from here, as 127.0.0.1 does from another host."""
+    assert verdict(peer, 1.0 + silent_s, isolated=isolated) != "gone"
+
+
+@given(peers(met=True), seconds)
+def test_who_is_refused_by_all_of_several_is_cut_off_itself_and_removes_nobody(peer, silent_s):
+    assert verdict(peer, 1.0 + silent_s, isolated=True) != "gone"
+
+
 def test_a_silent_node_is_gone_only_after_the_others_had_time_to_say_that_they_hear_it():
     assert verdict(Peer(1.0), 1.45) == "alive"
     assert verdict(Peer(1.0), 1.55) == "unreachable"

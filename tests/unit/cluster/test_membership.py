@@ -169,3 +169,14 @@ def test_a_partition_has_no_owner_when_only_nodes_that_are_not_reached_have_it()
     assert membership.ownerless(views, (), {"t": 3}) == {}
     assert membership.ownerless(views, ("b",), {"t": 4}) == {"g": ("t-2", "t-3")}
     assert membership.ownerless(views, ("b",), {}) == {}, "how many there are is not known"
+
+
+def test_who_is_not_reached_is_no_heir():
+    def node(name: str, group: str) -> NodeView:
+        return a_node(name, processes=(ProcessView("worker", 1, seats=(GroupSeat(group, f"m-{name}", 1, ()),)),))
+
+    roster = roster_of(node("own", "g"), node("a", "g"), node("b", "other"))
+    seats = [GroupSeat("g", "m-own", 1, ())]
+    assert membership.has_heir(roster, seats, {"own"})
+    assert not membership.has_heir(roster, seats, {"own", "a"}), "it is dead, and nobody has forgotten it yet"
+    assert not membership.has_heir(roster, [GroupSeat("none", "m-own", 1, ())], {"own"})
