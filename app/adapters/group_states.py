@@ -34,19 +34,26 @@ class GroupStates:
         self._one = asyncio.Lock()
         self._known: dict[str, GroupLag] = {}
         self._asked_s = float("-inf")
+        self._was_answered = False
 
     async def of(self, groups: Mapping[str, frozenset[str]]) -> Mapping[str, GroupLag]:
         """That of each group for the topics it reads; returns within a few seconds, and never raises."""
         async with self._one:
             is_old = self._monotonic_s() - self._asked_s >= REMEMBERED_S
-            if is_old or not groups.keys() <= self._known.keys():
+            # A group that is new is asked for at once, but not of a broker that is away: each who waits here would
+            # wait for the questions of all before it.
+            is_new = self._was_answered and not groups.keys() <= self._known.keys()
+            if is_old or is_new:
+                self._was_answered = False
                 try:
                     async with asyncio.timeout(ANSWER_S):
                         self._known = await self._ask(groups)
+                    self._was_answered = True
                 except (BrokerUnavailable, UserError, TimeoutError):
                     # Without an answer the counts of before are the best there is, but no lag is.
                     self._known = {group: GroupLag(known.partitions) for group, known in self._known.items()}
-                self._asked_s = self._monotonic_s()
+                finally:
+                    self._asked_s = self._monotonic_s()
         return self._known
 
     async def _ask(self, groups: Mapping[str, frozenset[str]]) -> dict[str, GroupLag]:
