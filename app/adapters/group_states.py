@@ -18,10 +18,15 @@ ANSWER_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class GroupLag:
-    """`partitions` is how many each topic has; `lag` the records not yet committed, None where nothing is known."""
+    """`partitions` is how many each topic has; `behind` the records not yet committed, by topic-number where known."""
 
     partitions: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    lag: int | None = None
+    behind: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def lag(self) -> int | None:
+        """The records not yet committed, None where nothing is known."""
+        return sum(self.behind.values()) if self.behind else None
 
 
 class GroupStates:
@@ -63,11 +68,11 @@ class GroupStates:
         committed = await asyncio.gather(*(committed_offsets(servers, group, self._kafka) for group in groups))
         found = {}
         for (group, read), done in zip(groups.items(), committed, strict=True):
-            behind = [
-                max(0, ends[topic][partition] - offset)
+            behind = {
+                f"{topic}-{partition}": max(0, ends[topic][partition] - offset)
                 for topic in read
                 for partition, offset in done.get(topic, {}).items()
                 if partition in ends[topic]
-            ]
-            found[group] = GroupLag({topic: len(ends[topic]) for topic in read}, sum(behind) if behind else None)
+            }
+            found[group] = GroupLag({topic: len(ends[topic]) for topic in read}, behind)
         return found

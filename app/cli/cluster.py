@@ -155,8 +155,8 @@ def stats(url: Url = None, config: ConfigFile = None, flags: SetFlags = None, as
         return
     leads = f"{found['leader']} leads" if found["leader"] else "nobody leads"
     missing = f"{found['ownerless']} partitions without owner" if found["ownerless"] else "every partition has an owner"
-    print(f"{found['members']} nodes, {leads}, {missing}.")
-    headings = ("node", "state", "version", "roles", ">partitions", ">standbys", "clock", "heard", "API")
+    print(f"{found['members']} nodes, {found['status']}, {leads}, {missing}.")
+    headings = ("node", "state", "version", "roles", ">partitions", ">standbys", ">lag", "clock", "heard", "API")
     show_table(headings, map(_node_cells, found["nodes"]))
     if found["groups"]:
         show_table(("group", ">partitions", ">owned", "without owner", ">lag"), map(_group_cells, found["groups"]))
@@ -171,6 +171,7 @@ def _node_cells(node: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(node["roles"]),
         str(node["partitions"]),
         str(node["standbys"]),
+        "?" if node["lag_records"] is None else str(node["lag_records"]),
         "?" if ahead_ms is None else f"{ahead_ms / 1000:+.1f} s",
         f"{node['heard_ms_ago'] / 1000:.1f} s ago",
         node["api"],

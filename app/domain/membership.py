@@ -12,6 +12,7 @@ from typing import Final, Literal
 from app.domain.cluster import GroupSeat, NodeView
 
 Standing = Literal["joining", "ready", "leaving", "unreachable"]
+Status = Literal["Up", "Degraded", "Down"]
 
 # Facts that a node tells of itself.
 INSTANCE: Final = "instance"
@@ -115,6 +116,13 @@ def leader(roster: Roster, silent_after_s: float) -> str | None:
         key=lambda node_id: (_ORDER[found[node_id]], roster.members[node_id].view.epoch, node_id),
         default=None,
     )
+
+
+def status(found: Mapping[str, Standing], ownerless: int) -> Status:
+    """Of the cluster as a whole: who joins or leaves in order takes nothing from it, who is not reached does."""
+    if "ready" not in found.values():
+        return "Down"
+    return "Degraded" if ownerless or "unreachable" in found.values() else "Up"
 
 
 def forgotten(roster: Roster, silent_after_s: float, forget_after_s: float) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ _NODE: dict[str, Any] = {
     "roles": ["coordinator", "worker"],
     "partitions": 2,
     "standbys": 1,
+    "lag_records": 0,
     "clock_ahead_ms": 0.4,
     "heard_ms_ago": 812,
     "unreachable": [],
@@ -82,6 +83,9 @@ class MemberView(BaseModel):
     roles: list[str]
     partitions: int = Field(description="Partitions that its processes have.")
     standbys: int = Field(description="Partitions whose state it keeps warm.")
+    lag_records: int | None = Field(
+        description="Records of its partitions not yet finished with; 0 without any, null while unknown."
+    )
     clock_ahead_ms: float | None = Field(description="How far its clock is ahead of the broker's.")
     heard_ms_ago: int = Field(description="When it last said something on cluster.members.")
     unreachable: list[str] = Field(description="The nodes that this one does not reach.")
@@ -109,6 +113,7 @@ class ClusterStats(BaseModel):
                 {
                     "leader": "node-1",
                     "members": 1,
+                    "status": "Up",
                     "unreachable": [],
                     "versions": {"0.1.0": 1},
                     "ownerless": 0,
@@ -121,6 +126,10 @@ class ClusterStats(BaseModel):
 
     leader: str | None
     members: int
+    status: Literal["Up", "Degraded", "Down"] = Field(
+        description="Up: a node is ready, every one is reached and every partition has an owner."
+        " Degraded: a node is not reached, or a partition has no owner. Down: no node is ready."
+    )
     unreachable: list[str]
     versions: dict[str, int]
     ownerless: int = Field(description="Partitions that no reachable node has, over all groups.")
@@ -165,18 +174,28 @@ def stats(roster: Roster, groups: Mapping[str, GroupLag], silent_after_s: float,
     away = [node_id for node_id, standing in found.items() if standing == "unreachable"]
     counts = {topic: count for lag in groups.values() for topic, count in lag.partitions.items()}
     missing = membership.ownerless(roster.views, away, counts)
+    lost = sum(map(len, missing.values()))
     return {
         "leader": leader,
         "members": len(found),
+        "status": membership.status(found, lost),
         "unreachable": away,
         "versions": dict(sorted(Counter(view.version for view in roster.views).items())),
-        "ownerless": sum(map(len, missing.values())),
-        "nodes": [_node(roster, view, found[view.node_id], leader, now_s) for view in roster.views],
+        "ownerless": lost,
+        "nodes": [_node(roster, view, found[view.node_id], leader, groups, now_s) for view in roster.views],
         "groups": _groups(roster, groups, missing, away),
     }
 
 
-def _node(roster: Roster, view: NodeView, standing: Standing, leader: str | None, now_s: float) -> dict[str, Any]:
+def _node(
+    roster: Roster,
+    view: NodeView,
+    standing: Standing,
+    leader: str | None,
+    groups: Mapping[str, GroupLag],
+    now_s: float,
+) -> dict[str, Any]:
+    owned = {(seat.group, text) for seat in view.seats for text in seat.partitions}
     return {
         "node_id": view.node_id,
         "state": standing,
@@ -185,8 +204,9 @@ def _node(roster: Roster, view: NodeView, standing: Standing, leader: str | None
         "started_at": view.epoch,
         "api": view.api,
         "roles": list(view.roles),
-        "partitions": len({(seat.group, text) for seat in view.seats for text in seat.partitions}),
+        "partitions": len(owned),
         "standbys": len({(seat.group, text) for seat in view.seats for text in seat.standbys}),
+        "lag_records": _lag(owned, groups),
         "clock_ahead_ms": membership.clock_ahead_ms(view),
         "heard_ms_ago": max(0, round((now_s - roster.members[view.node_id].heard_s) * 1000)),
         "unreachable": list(membership.unreachable_of(view)),
@@ -203,6 +223,13 @@ def _node(roster: Roster, view: NodeView, standing: Standing, leader: str | None
             for process in view.processes
         ],
     }
+
+
+def _lag(owned: Iterable[tuple[str, str]], groups: Mapping[str, GroupLag]) -> int | None:
+    """As that of a group: of the partitions that it is known of."""
+    behind = [groups.get(group, GroupLag()).behind.get(text) for group, text in owned]
+    known = [records for records in behind if records is not None]
+    return sum(known) if known or not behind else None
 
 
 def _groups(

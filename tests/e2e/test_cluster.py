@@ -79,7 +79,7 @@ def test_the_nodes_share_the_partitions_and_one_of_them_leads(cluster: Started) 
     shown = _run(_folder(cluster), "cluster", "stats", "--url", url)
     said, _ = shown.communicate(timeout=60)
     assert shown.returncode == 0, said
-    assert "2 nodes, node-1 leads, every partition has an owner." in said
+    assert "2 nodes, Up, node-1 leads, every partition has an owner." in said
 
 
 def test_a_second_node_with_the_folder_or_the_name_of_one_is_refused_and_changes_nothing(cluster: Started) -> None:

@@ -25,9 +25,12 @@ def roster_of(*views: NodeView) -> Roster:
 
 def test_a_cluster_whose_partitions_all_have_owners():
     roster = roster_of(a_node("a", 0, 1), a_node("b", 2, 3, epoch=EPOCH + 1, facts={"clock_ahead_ms": "-12"}))
-    found = stats(roster, {GROUP: GroupLag({"workflow.commands": 4}, 7)}, 20.0, 3.0)
+    behind = {"workflow.commands-0": 4, "workflow.commands-1": 2, "workflow.commands-3": 1}
+    found = stats(roster, {GROUP: GroupLag({"workflow.commands": 4}, behind)}, 20.0, 3.0)
     assert ClusterStats.model_validate(found).model_dump() == found
     assert (found["leader"], found["members"], found["unreachable"], found["ownerless"]) == ("a", 2, [], 0)
+    assert found["status"] == "Up"
+    assert [node["lag_records"] for node in found["nodes"]] == [6, 1]
     assert found["versions"] == {"0.1.0": 2}
     assert [(node["leads"], node["partitions"], node["heard_ms_ago"]) for node in found["nodes"]] == [
         (True, 2, 3000),
@@ -40,7 +43,8 @@ def test_a_cluster_whose_partitions_all_have_owners():
 def test_partitions_of_a_node_that_is_not_reached_have_no_owner():
     roster = roster_of(a_node("b", 2, 3), a_node("a", 0, 1, facts={"unreachable": "b"}))
     found = stats(roster, {GROUP: GroupLag({"workflow.commands": 4})}, 20.0, 3.0)
-    assert found["unreachable"] == ["b"]
+    assert (found["status"], found["unreachable"]) == ("Degraded", ["b"])
+    assert [node["lag_records"] for node in found["nodes"]] == [None, None]
     assert [node["state"] for node in found["nodes"]] == ["ready", "unreachable"]
     assert found["ownerless"] == 2
     assert found["groups"][0]["ownerless"] == ["workflow.commands-2", "workflow.commands-3"]
@@ -56,3 +60,15 @@ def test_without_a_word_of_the_broker_nothing_is_said_to_be_ownerless():
 def test_an_empty_cluster_has_no_leader():
     found = stats(Roster(), {}, 20.0, 0.0)
     assert ClusterStats.model_validate(found).leader is None
+    assert found["status"] == "Down"
+
+
+def test_a_node_without_partitions_has_nothing_waiting():
+    (node,) = stats(roster_of(a_node("a")), {}, 20.0, 3.0)["nodes"]
+    assert node["lag_records"] == 0
+
+
+def test_nodes_that_join_or_leave_in_order_take_nothing_from_a_cluster_that_is_up():
+    assert membership.status({"a": "ready", "b": "joining", "c": "leaving"}, 0) == "Up"
+    assert membership.status({"a": "ready"}, 1) == "Degraded"
+    assert membership.status({"a": "joining", "b": "unreachable"}, 1) == "Down"

@@ -27,7 +27,7 @@ class Broker(GroupStates):
         await asyncio.sleep(0)
         if self.is_away:
             raise BrokerUnavailable
-        return {group: GroupLag({"t": 4}, 7) for group in groups}
+        return {group: GroupLag({"t": 4}, {"t-0": 7}) for group in groups}
 
 
 async def test_those_who_wait_share_a_question_that_fails() -> None:
