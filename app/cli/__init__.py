@@ -63,11 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _flush() -> None:
-    """Write what is still to be written, here: at the interpreter's end a reader that has left would be a traceback."""
+    """Write what is still to be written, here: at the interpreter's end what cannot be would be a traceback."""
+    if sys.stdout is None:  # closed by whoever started this: `headrace topics check >&-`
+        return
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `headrace executions list | head`
+    except OSError as error:
+        # What is left in the buffer is tried once more at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # `headrace executions list | head`
+            return
+        print(f"headrace: what was to be printed could not be written: {error.strerror}", file=sys.stderr)
+        if not isinstance(error.__context__, Exception):  # a bug on its way out keeps its traceback
+            sys.exit(1)
 
 
 def _check_text(arguments: Sequence[str]) -> None:

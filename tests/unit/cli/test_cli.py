@@ -1,11 +1,14 @@
 """Laws of the command line: its list is whole, its errors are sentences, its answers are for programs too."""
 
+import errno
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,14 +136,46 @@ def test_a_reader_that_has_left_is_no_traceback(command: list[str]) -> None:
     """`headrace executions list | head`: what is printed is less than a buffer, or more."""
     reader, writer = os.pipe()
     os.close(reader)
-    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with os.fdopen(writer, "wb") as left:
-        ended = subprocess.run(
-            [sys.executable, "-m", "app", *command],
-            env=buffered,
-            stdout=left,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        ended = started(*command, stdout=left)
     assert ended.stderr == ""
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = started("--version", stdout=full)
+    told = f"headrace: what was to be printed could not be written: {os.strerror(errno.ENOSPC)}\n"
+    assert (ended.returncode, ended.stderr) == (1, told)
+
+
+def test_a_bug_keeps_its_traceback_on_a_full_disk() -> None:
+    program = (
+        "import app.cli\n"
+        "def broken(_): print('some of it'); raise ZeroDivisionError\n"
+        "app.cli._check_text = broken\n"
+        "app.cli.main()"
+    )
+    with Path("/dev/full").open("wb") as full:
+        ended = started(stdout=full, python=("-c", program))
+    assert ended.returncode == 1
+    assert "ZeroDivisionError" in ended.stderr
+
+
+def test_an_output_that_was_closed_before_the_start_is_no_traceback(tmp_path: Path) -> None:
+    assert closed("--version") == (0, "")
+    absent = tmp_path / "absent.yaml"
+    assert closed("config", "show", "-c", str(absent)) == (2, f"headrace: {absent}: there is no such file\n")
+
+
+def started(*command: str, python: Sequence[str] = ("-m", "app"), **more: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, whose output waits in a buffer."""
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    called = [sys.executable, *python, *command]
+    return subprocess.run(called, env=buffered, stderr=subprocess.PIPE, text=True, check=False, **more)
+
+
+def closed(*command: str) -> tuple[int, str]:
+    """Exit code and errors of the command without any standard output."""
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "app", *command]
+    ended = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
+    return ended.returncode, ended.stderr
