@@ -30,6 +30,7 @@ from app.supervisor import Supervisor
 from app.supervisor_child import worker_command
 from app.supervisor_screen import Screen, Totals, block, ledger_line, rate_line, rates
 from app.supervisor_view import SupervisorView
+from app.task_ends import error_of
 from config.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -223,7 +224,7 @@ class Run:
 
     async def _or_stop(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, unless the stop comes first."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, name="start")
         stop = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -232,7 +233,10 @@ class Run:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
-        if task.cancelled() or (self._stop.is_set() and task.exception()):
+        error = error_of(task)
+        if error is not None and not self._stop.is_set():
+            raise error
+        if error is not None or task.cancelled():
             raise Interrupted
         return task.result()
 
@@ -251,7 +255,7 @@ class Run:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                error = task.exception()
+                error = error_of(task)
                 if isinstance(error, HeadraceError):
                     self._screen.close()
                     log.critical(str(error), extra={"action": "child_hopeless"})
