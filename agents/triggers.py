@@ -341,10 +341,12 @@ async def triggers(
     decide: Callable[[Sequence[InRecord]], list[OutRecord]],
     publisher: Publisher,
     in_flight: int = 8,
+    on_settled: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Decide batch after batch, at most `in_flight` of them on their way to the broker.
 
-    A failure to publish ends it: what was not acknowledged is read again. Numbered as the module.
+    `on_settled` hears how many records were acknowledged. A failure to publish ends it: what was not acknowledged is
+    read again. Numbered as the module.
     """
     room = asyncio.Semaphore(in_flight)
     async with Parts() as group:
@@ -354,15 +356,20 @@ async def triggers(
             for begin in range(0, len(batch.records), AT_ONCE):
                 outputs += decide(batch.records[begin : begin + AT_ONCE])  # 1
                 await asyncio.sleep(0)
-            group.create_task(_settle(batch, outputs, publisher, room), name="trigger batch")
+            group.create_task(_settle(batch, outputs, publisher, room, on_settled), name="trigger batch")
 
 
 async def _settle(
-    batch: StageBatch, outputs: Sequence[OutRecord], publisher: Publisher, room: asyncio.Semaphore
+    batch: StageBatch,
+    outputs: Sequence[OutRecord],
+    publisher: Publisher,
+    room: asyncio.Semaphore,
+    on_settled: Callable[[int], None],
 ) -> None:
     try:
         if outputs:
             await publisher.publish(outputs)  # 2
         batch.ack()  # 3
+        on_settled(len(batch.records))
     finally:
         room.release()

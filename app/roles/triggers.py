@@ -15,6 +15,7 @@ from app.adapters.expressions import CelExpressions
 from app.adapters.faust_app import App, Delivered, running
 from app.adapters.producer import BatchProducer
 from app.adapters.topics_admin import describe_topics
+from app.domain.watchdog import Progress
 from app.domain.workflow.placement import partition_of
 from app.domain.workflow.schedule import ScheduleDelete, SchedulePut
 from app.errors import Unavailable
@@ -111,6 +112,11 @@ async def _follow(
         extra={"action": "trigger_topics", "topics": sorted(topics)},
     )
     app = context.faust_app(GROUP)
+    settled = 0
+
+    def count(records: int) -> None:
+        nonlocal settled
+        settled += records
 
     async def body(stream: Any) -> None:
         await triggers(
@@ -118,10 +124,12 @@ async def _follow(
             decide=decider.outputs,
             publisher=producer,
             in_flight=context.settings.triggers.batches_in_flight,
+            on_settled=count,
         )
 
     app.add_agent(GROUP, sorted(topics), body)
     context.health.add(GROUP, lambda: _check(app, topics))
+    context.health.watch(GROUP, lambda: Progress(sum(app.lags().values()), settled))
     try:
         async with running(app):
             crashing = asyncio.create_task(raise_crash(app), name="triggers crash")
@@ -129,6 +137,7 @@ async def _follow(
             await first_of(crashing, stopped(context.stop), changing)
     finally:
         context.health.remove(GROUP)
+        context.health.unwatch(GROUP)
 
 
 async def _batches(stream: Any) -> AsyncIterator[Delivered]:

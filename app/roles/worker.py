@@ -22,6 +22,7 @@ from app.domain.window import RollupSpec, Rung
 from app.http.health import Check
 from app.roles.context import Context, first_of, raise_crash, stopped
 from app.roles.queues import run_queues
+from app.roles.sink_watch import SinkWatch
 from app.roles.tables import ask_when_near, follow_assignment, new_lease, stage_tables
 from app.rules import compile_section
 from app.task_ends import Parts
@@ -216,31 +217,37 @@ async def run_sink(context: Context, target: SinkSettings) -> None:
         app = context.faust_app(
             f"sink-{target.name}", TransportLimits(outstanding_records=max(2 * target.batch_size, 5_000))
         )
-        destination = build(target, clock=context.clock, kafka=context.producer_limits("sink"))
-        states: list[SinkState] = [SinkState(target.name, "opening")]
+        destination = SinkWatch(
+            build(target, clock=context.clock, kafka=context.producer_limits("sink")),
+            context.clock,
+            retry_s=target.retry_max_ms / 1000,
+            flush_s=target.flush_interval_ms / 1000,
+        )
 
         async def body(stream: Any) -> None:
             await sink(
-                _batches(stream),
+                _batches(stream, destination),
                 sink=destination,
                 publisher=producer,
                 to_rows=rows_of(target.topics, min_window_ms=target.min_window_ms),
                 policy=BackoffPolicy(target.retry_first_ms, target.retry_max_ms),
                 clock=context.clock,
-                on_state=lambda state: states.__setitem__(0, state),
+                on_state=destination.on_state,
                 keep_bytes=min(DEAD_LETTER_KEEP_BYTES, keepable(context.settings.producer.max_request_bytes)),
                 gathering=Gathering(target.batch_size, target.batch_bytes, target.flush_interval_ms),
             )
 
         app.add_agent(f"sink-{target.name}", target.topics, body)
         name = f"sink {target.name}"
-        context.health.add(name, lambda: _sink_check(app, states[0]))
+        context.health.add(name, lambda: _sink_check(app, destination.state))
+        context.health.watch(name, lambda: destination.progress(sum(app.lags().values())))
         lagging = asyncio.create_task(export_lag(app, target.name), name=f"{name} lag")
         try:
             async with running(app):
                 crashing = asyncio.create_task(raise_crash(app), name=f"{name} crash")
                 await first_of(crashing, stopped(context.stop), lagging)
         finally:
+            context.health.unwatch(name)
             await destination.close()
 
 
@@ -251,6 +258,7 @@ def _sink_check(app: App, state: SinkState) -> Check:
     return Check(app.has_joined, detail)
 
 
-async def _batches(stream: Any) -> AsyncIterator[Delivered]:
+async def _batches(stream: Any, watch: SinkWatch) -> AsyncIterator[Delivered]:
     async for event in stream.noack().events():
+        watch.took()
         yield Delivered(event)

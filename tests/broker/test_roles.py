@@ -3,19 +3,26 @@
 import asyncio
 from pathlib import Path
 
+import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from app.adapters.clock import SystemClock
 from app.adapters.device_registry import DeviceRegistry
+from app.adapters.topics_admin import ensure_topics
 from app.http.health import HealthRegistry
 from app.roles.context import Context
+from app.roles.worker import run_sink
 from config.http import ReadModelSettings
 from config.kafka import KafkaSettings
 from config.live import LiveSettings
 from config.load import load
+from config.settings import Settings
+from config.sinks import SinkSettings
+from config.topics import DEVICE_SIGNALS
 from tests.helpers.broker import TopicFactory
 from tests.helpers.kafka import until
+from tests.helpers.sinks import a_signal
 
 pytestmark = pytest.mark.broker
 
@@ -66,3 +73,26 @@ async def test_a_running_producer_takes_on_hot_settings_and_leaves_the_others(
         assert (producer.limits.batch_records, producer.limits.batches_in_flight) == (10, 8)
         assert producer.send_nowait(topic, b"k", b"v", context.clock.now_ms())
         await until(lambda: producer.buffered_records == 0, "the record is sent long before the old minute is over")
+
+
+async def test_a_sink_whose_target_is_away_is_watched_and_does_not_stand_still(module_broker: str) -> None:
+    settings = Settings(kafka={"bootstrap_servers": module_broker})
+    await ensure_topics(module_broker, [DEVICE_SIGNALS], KafkaSettings(partitions=1))
+    await send(module_broker, DEVICE_SIGNALS.name, (b"press-0001", orjson.dumps(a_signal().row)))
+    health, stop = HealthRegistry(frozenset(), "1"), asyncio.Event()
+    target = SinkSettings(
+        name="away",
+        kind="http",
+        url="http://127.0.0.1:1/",
+        topics=(DEVICE_SIGNALS.name,),
+        allow_private_addresses=True,
+        retry_first_ms=10,
+    )
+    running = asyncio.create_task(run_sink(Context(settings, lambda: settings, health, stop, SystemClock()), target))
+    await until(lambda: "retrying, lag 1" in str(health.ready()), "it has a record, and nowhere to write it", 60)
+    first = health.watched["sink away"]()
+    await until(lambda: health.watched["sink away"]().processed > first.processed, "it goes on trying")
+    assert first.lag == 0
+    stop.set()
+    await running
+    assert "sink away" not in health.watched

@@ -17,6 +17,7 @@ from app.definition_wire import Definition, registration, version_of
 from app.domain.workflow.events import ExecutionEnded
 from app.domain.workflow.placement import partition_of
 from app.ports import OutRecord
+from app.roles.context import Context
 from app.roles.coordinator import run_engine
 from app.roles.triggers import run_triggers
 from app.workflow_wire import decode_command
@@ -107,14 +108,15 @@ async def worker(bootstrap: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 @asynccontextmanager
-async def triggering(bootstrap: str) -> AsyncIterator[None]:
+async def triggering(bootstrap: str) -> AsyncIterator[Context]:
     """The triggers in this process."""
     context = trigger_context(bootstrap)
     async with following(context) as feed, asyncio.TaskGroup() as group:
         group.create_task(run_triggers(context, feed))
         await until(lambda: context.health.ready().ok and "triggers" in str(context.health.ready()), "it has joined")
-        yield
+        yield context
         context.stop.set()
+    assert "triggers" not in context.health.watched
 
 
 def ended(log: Book, workflow: str) -> dict[str, str]:
@@ -162,6 +164,15 @@ async def test_every_signal_gives_one_execution_id_also_after_kills(topics: str)
         ids.setdefault(given["n"], set()).add(execution_id)
     assert all(len(each) == 1 for each in ids.values()), "a redelivered record starts under the id it had"
     assert len(set().union(*ids.values())) == 2_001, "no two records share an id"
+
+
+async def test_the_watchdog_follows_the_triggers(topics: str) -> None:
+    await register(topics, "watched", {"topic": DEVICE_SIGNALS.name, "when": "kind == 'watched'"})
+    async with triggering(topics) as context:
+        before = context.health.watched["triggers"]().processed
+        await send(topics, signals(range(10), kind="watched"))
+        await until(lambda: context.health.watched["triggers"]().processed >= before + 10, "they are processed", 60)
+        await until(lambda: context.health.watched["triggers"]().lag == 0, "none waits", 60)
 
 
 async def test_a_definition_that_comes_later_brings_its_topic_and_workflows_share_one(topics: str) -> None:

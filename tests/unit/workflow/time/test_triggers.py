@@ -279,12 +279,17 @@ async def test_a_batch_is_acknowledged_only_after_its_starts_are() -> None:
     publisher = Publisher()
     batches = [Batch(Record(a_signal())), Batch(Record(a_signal(severity="none"), offset=43)), Batch(Record(b"oops"))]
     decide = _triggers(listens(when="severity == critical")).outputs
-    running = asyncio.create_task(triggers(_given(batches), decide=decide, publisher=publisher))
+    settled: list[int] = []
+    running = asyncio.create_task(
+        triggers(_given(batches), decide=decide, publisher=publisher, on_settled=settled.append)
+    )
     await until(lambda: len(publisher.sent) == 2, "both batches with outputs are on their way")
     assert [batch.acknowledged for batch in batches] == [False, True, False]
+    assert settled == [1], "what the watchdog takes for progress is acknowledged"
     publisher.go.set()
     await running
     assert all(batch.acknowledged for batch in batches)
+    assert settled == [1, 1, 1]
     start, letter = publisher.sent
     assert (start.topic, letter.topic) == (WORKFLOW_COMMANDS.name, WORKFLOW_DEADLETTER.name)
     assert decode_command(start.value).execution_id == "w:device.signals-3-42"
