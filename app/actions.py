@@ -83,6 +83,7 @@ ACTIONS: dict[str, str] = {
     "spool_taken": "The disk takes readings again; `records` were dropped meanwhile.",
     "spool_sync": "What was written to the spool is not forced to the disk.",
     "spool_position": "The position in the spool is not written; after a crash more is repeated.",
+    "spool_given_up": "What fell to a limit of the spool is not written down; a later start tells it as damage, too.",
     "spool_unreadable": "A segment of the spool cannot be read.",
     "spool_failed": "The spool met a bug; the process ends, and what is on disk is sent by the next.",
     "spool_unused": "The spool's folder is another process's, and this one keeps what waits in memory only.",

@@ -17,33 +17,32 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from app import metrics
+from app.adapters.spool_survey import GIVEN_UP, POSITION, SUFFIX, Segment, survey
 from app.domain.spool import (
     HEAD_BYTES,
     Extent,
     Found,
-    Head,
     Kept,
+    Span,
     SpoolLimits,
     batches,
     decode_batch,
-    decode_position,
     encode_batch,
     encode_position,
+    encode_spans,
     fallen_to_age,
     fallen_to_bytes,
-    head_at,
+    joined,
 )
 from app.errors import EnvironmentError_, HeadraceError
 from app.ports import Clock
 
 log = logging.getLogger(__name__)
 
-SUFFIX: Final = ".spool"
 READ_BYTES: Final = 1 << 20
 POSITION_S: Final = 1.0
 FULL: Final = "spool_disk_full"
@@ -54,7 +53,7 @@ DAMAGED: Final = "spool_damaged"
 _WHY: Final = {
     BYTES: "the spool is full (spool.max_bytes)",
     AGE: "they are too old (spool.max_age_s)",
-    DAMAGED: "their segment is damaged",
+    DAMAGED: "their segment is damaged or gone",
 }
 _FULL_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -84,23 +83,6 @@ class SpoolBatch(NamedTuple):
     records: list[Kept]
 
 
-@dataclass(slots=True, eq=False)
-class Segment:
-    """One file: records `first` to `end`, of which `next` is the first that was not read, at byte `offset`."""
-
-    path: Path
-    first: int
-    end: int
-    size: int
-    newest_ms: int
-    offset: int = 0
-    next: int = 0
-
-    @property
-    def unread(self) -> int:
-        return self.end - self.next
-
-
 class Spool:
     """An open spool; one coroutine at a time may be in `write`, `read`, `done`, `clear` or `close`."""
 
@@ -116,6 +98,7 @@ class Spool:
         self._number = 0  # of the next record
         self._position = 0  # everything below is done with
         self._saved = 0, 0.0  # the position on disk, and when it came there
+        self._given_up: list[Span] = []  # what fell to a limit: that it is not there is no damage
         self._synced_s = 0.0
         self._unsynced = False
         self._syncing: asyncio.Future[None] | None = None
@@ -193,7 +176,8 @@ class Spool:
 
     def _is_pinned(self, segment: Segment) -> bool:
         is_written = self._active is not None and segment is self._segments[-1]
-        return is_written or segment.next > max(self._position, segment.first)
+        # What is gone already has no size, and cannot fall to a limit.
+        return is_written or not segment.size or segment.next > max(self._position, segment.first)
 
     def _drop(self, fallen: Sequence[Extent], reason: str) -> None:
         if not fallen:
@@ -204,6 +188,10 @@ class Spool:
             self._segments.remove(segment)
             self._unlink(segment)
         self._give_up(reason, sum(segment.unread for segment in gone))
+        # Last: who is killed before that has its successor tell of them once too often, and never not at all.
+        spans = [*self._given_up, *(Span(segment.first, segment.end) for segment in gone)]
+        self._given_up = joined(self._position, self._number, spans)
+        self._note_given_up()
         self._tell()
 
     def _give_up(self, reason: str, count: int) -> None:
@@ -215,6 +203,12 @@ class Spool:
             f"{count:,} readings of the spool {self.folder} will not be sent: {_WHY[reason]}",
             extra={"action": "spool_dropped", "records": count, "reason": reason},
         )
+
+    def _note_given_up(self) -> None:
+        try:
+            _write(self.folder, GIVEN_UP, encode_spans(self._given_up))
+        except OSError as error:  # after a restart what fell to a limit is told as damage, too
+            log.info("what the spool gave up is not written: %s", error, extra={"action": "spool_given_up"})
 
     async def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -280,6 +274,7 @@ class Spool:
             self._segments.remove(segment)
             self._unlink(segment)
         if gone:
+            await self._save_late()
             self._tell()
 
     @property
@@ -298,17 +293,23 @@ class Spool:
         for segment in self._segments:
             self._unlink(segment)
         self._segments.clear()
+        await self._save_late()
         self._unsynced = False
         self._tell()
 
     async def _save(self) -> None:
         position = self._position
         try:
-            await self._apart(_write_position, self.folder, position)
+            await self._apart(_write, self.folder, POSITION, encode_position(position))
         except OSError as error:  # it stays behind: after a crash more is repeated
             log.info("the position of the spool is not written: %s", error, extra={"action": "spool_position"})
             return
         self._saved = position, self._clock.monotonic_s()
+
+    async def _save_late(self) -> None:
+        """A full disk may have refused the position and has room now: segments that are done with are not damage."""
+        if self._saved[0] != self._position:
+            await self._save()
 
     # ---- inside ----
 
@@ -341,26 +342,34 @@ class Spool:
             ) from error
 
     def _find(self) -> None:
-        position = _read_position(self.folder)
-        found = sorted(path for path in self.folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
-        segments = [_survey(path, position or 0) for path in found]
-        self._number = max([position or 0, *(segment.end for segment in segments)])
-        self._position = position if position is not None else min([self._number, *(one.first for one in segments)])
+        left = survey(self.folder)
+        self._number, self._position, self._given_up = left.number, left.position, left.given_up
         self._saved = self._position, self._clock.monotonic_s()
-        self._segments = [segment for segment in segments if segment.unread]
-        self._unread = sum(segment.unread for segment in segments)
-        for segment in segments:
+        self._segments = [segment for segment in left.segments if segment.unread]
+        self._unread = sum(segment.unread for segment in left.segments)
+        for segment in left.segments:
             if not segment.unread:
                 self._unlink(segment)
+        if not left.is_noted:  # from here on what is gone can be told from what left in order
+            self._note_given_up()
+            with contextlib.suppress(OSError):  # see `_save`
+                _write(self.folder, POSITION, encode_position(self._position))
 
     def _end(self) -> None:
         if self._lock is None:
             return
         self._finish_active()
         with contextlib.suppress(OSError):  # see `_save`
-            _write_position(self.folder, self._position)
+            _write(self.folder, POSITION, encode_position(self._position))
         os.close(self._lock)
         self._lock = None
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    """Put a small file in the place of the one before."""
+    beside = folder / f"{name}.new"
+    beside.write_bytes(data)
+    beside.replace(folder / name)
 
 
 def _append(descriptor: int, data: bytes, at: int) -> None:
@@ -436,6 +445,8 @@ def _next_part(segment: Segment) -> list[Found]:
 
 def _part(segment: Segment, wanted: int) -> bytes:
     """Bytes from the offset on; nothing when the disk does not give them, and then the segment ends there."""
+    if segment.offset >= segment.size:
+        return b""
     try:
         descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -454,43 +465,3 @@ def _decoded(found: Found) -> list[Kept] | None:
         return decode_batch(found.payload, found.head.records)
     except ValueError:
         return None
-
-
-def _survey(path: Path, position: int) -> Segment:
-    """A segment of an earlier process by the heads in it; the payloads are not looked at before they are sent."""
-    first, size = int(path.stem), path.stat().st_size
-    segment = Segment(path, first, first, size, 0)
-    for at, head in _heads(path, size):
-        if head.end <= position:
-            segment.offset = at + head.size
-        segment.end = max(segment.end, head.end)
-        segment.newest_ms = max(segment.newest_ms, head.at_ms)
-    segment.next = min(max(first, position), segment.end)
-    return segment
-
-
-def _heads(path: Path, size: int) -> list[tuple[int, Head]]:
-    """The heads of a segment and where they are: from one to the next, or all there are in a damaged one."""
-    found: list[tuple[int, Head]] = []
-    at = 0
-    with path.open("rb", buffering=0) as file:
-        while at < size:
-            head = head_at(os.pread(file.fileno(), HEAD_BYTES, at), 0)
-            if head is None or at + head.size > size:
-                return [(one.at, one.head) for one in batches(path.read_bytes())]
-            found.append((at, head))
-            at += head.size
-    return found
-
-
-def _read_position(folder: Path) -> int | None:
-    try:
-        return decode_position((folder / "position").read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def _write_position(folder: Path, position: int) -> None:
-    beside = folder / "position.new"
-    beside.write_bytes(encode_position(position))
-    beside.replace(folder / "position")

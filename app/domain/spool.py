@@ -25,6 +25,7 @@ HEAD_BYTES: Final = _HEAD.size + _CRC.size
 _NONE: Final = 0xFFFFFFFF
 _POSITION: Final = struct.Struct("<4sQ")
 _POSITION_MAGIC: Final = b"\xf5HRp"
+_SPANS_MAGIC: Final = b"\xf5HRg"
 
 
 class Kept(NamedTuple):
@@ -190,6 +191,51 @@ def decode_position(data: bytes) -> int | None:
     if _CRC.unpack_from(data, _POSITION.size)[0] != zlib.crc32(data[: _POSITION.size]):
         return None
     return int(_POSITION.unpack_from(data)[1])
+
+
+# ---- what is not there ----
+
+
+class Span(NamedTuple):
+    """Records `first` to `end` (exclusive)."""
+
+    first: int
+    end: int
+
+
+def missing(first: int, end: int, spans: Iterable[Span]) -> list[Span]:
+    """What of the records `first` to `end` is in none of the spans, in order."""
+    found: list[Span] = []
+    for span in sorted(spans):
+        if first < (before := min(span.first, end)):
+            found.append(Span(first, before))
+        first = max(first, span.end)
+    if first < end:
+        found.append(Span(first, end))
+    return found
+
+
+def joined(first: int, end: int, spans: Iterable[Span]) -> list[Span]:
+    """What the spans have of the records `first` to `end`, in order, those that touch as one."""
+    return missing(first, end, missing(first, end, spans))
+
+
+def encode_spans(spans: Sequence[Span]) -> bytes:
+    """Spans as bytes with a checksum."""
+    packed = _SPANS_MAGIC + b"".join(struct.pack("<QQ", *span) for span in spans)
+    return packed + _CRC.pack(zlib.crc32(packed))
+
+
+def decode_spans(data: bytes) -> list[Span] | None:
+    """The spans that were written; None when they are damaged."""
+    packed, crc = data[: -_CRC.size], data[-_CRC.size :]
+    if (
+        not packed.startswith(_SPANS_MAGIC)
+        or len(packed) % 16 != len(_SPANS_MAGIC)
+        or crc != _CRC.pack(zlib.crc32(packed))
+    ):
+        return None
+    return [Span(*pair) for pair in struct.iter_unpack("<QQ", packed[len(_SPANS_MAGIC) :])]
 
 
 # ---- limits ----
