@@ -297,6 +297,29 @@ async def test_stop_takes_less_than_a_second_and_commits_what_is_done(
     assert await committed(broker, app.conf.id, topic) == [100 if ack else None]
 
 
+async def test_stop_of_a_stage_ends_with_what_it_hands_back_and_commits_that(
+    broker: str, new_topic: TopicFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backlog that was delivered is not worked off first: what is begun is finished, the rest comes again."""
+    topic, seen, asked = new_topic(partitions=1), Seen(), list[set[Any]]()
+    await fill(broker, topic, 100)
+    limits = TransportLimits(drain_s=120.0, batch_records=50)
+    app = our_app(broker, limits=limits, commit_interval_ms=60_000)
+
+    async def hand_back(revoked: set[Any]) -> None:
+        asked.append(revoked)
+        if app.should_stop:
+            seen.events[0].ack()
+
+    app.hand_back = hand_back
+    app.add_agent("stage", topic, seen.never)
+    async with running(app):
+        await seen.count(100)
+    assert {(tp.topic, tp.partition) for tp in asked[-1]} == {(topic, 0)}
+    assert "did not finish" not in caplog.text
+    assert await committed(broker, app.conf.id, topic) == [seen.events[0].value.records[-1].offset + 1]
+
+
 # ---- what is followed ----
 
 
