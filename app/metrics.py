@@ -171,7 +171,7 @@ WORKFLOW_TIMER_LAG = Histogram(
 )
 WORKFLOW_FAILOVER = Histogram(
     "workflow_failover_seconds",
-    "From the round of the group without an owner that is gone to the first decision about its partitions here.",
+    "From the round of the group without an owner that is gone until its partitions are open here.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=REGISTRY,
 )

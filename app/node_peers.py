@@ -24,6 +24,8 @@ MACHINE: Final = "machine"
 PID: Final = "pid"
 RUNNING_FACTOR: Final = 4
 ORDER: Final[Mapping[PeerVerdict, int]] = {"alive": 0, "unreachable": 1, "gone": 2}
+# A record of the registry may come so much later than it was written.
+LAST_WORD_S: Final = 2.0
 # After an end that was noticed at once.
 LOOKS_S: Final = (0.0, 0.005, 0.015, 0.03)
 
@@ -50,6 +52,7 @@ class Known:
     others: dict[str, float] = field(default_factory=dict)
     verdict: PeerVerdict = "alive"
     judged_s: float = NEVER
+    said_ms: int = 0  # of its last record in the registry; what a beat brings bears no time
     removed: set[str] = field(default_factory=set)
 
 
@@ -110,23 +113,26 @@ class Peers:
                 if peer is not None and view.epoch < peer.view.epoch:
                     continue
                 self._forget(node_id)
-                self._known[node_id] = Known(view, self._unmet(), self._link(view))
-            elif view.clock_ms >= peer.view.clock_ms:
-                if view.clock_ms > peer.view.clock_ms and peer.verdict == "gone":
-                    self._come_back(peer)
+                state = detector.Peer(self._monotonic_s(), met=False)
+                self._known[node_id] = Known(view, state, self._link(view), said_ms=view.clock_ms)
+            elif view.clock_ms >= peer.said_ms:
+                if view.clock_ms > peer.said_ms:
+                    self._speaks(peer)
+                peer.said_ms = view.clock_ms
                 self._take(peer, view)
         for node_id in self._known.keys() - found.keys():
             self._forget(node_id)
 
-    def _unmet(self) -> detector.Peer:
-        return detector.Peer(self._monotonic_s(), met=False)
-
-    def _come_back(self, peer: Known) -> None:
-        """It speaks in the registry: it lives, and only the way from there to here does not.
+    def _speaks(self, peer: Known) -> None:
+        """One that is called gone and says something new in the registry lives: the way from there to here does not.
 
         Until a beat comes it is not called gone again: its members, who have joined anew, would be removed without end.
+        What comes at once may be its last word, said before it died.
         """
-        peer.state, peer.verdict = self._unmet(), "unreachable"
+        now_s = self._monotonic_s()
+        if peer.verdict != "gone" or now_s - peer.judged_s < LAST_WORD_S:
+            return
+        peer.state, peer.verdict, peer.judged_s = replace(peer.state, met=False), "unreachable", now_s
         log.warning(
             "node %s is not heard at %s, and lives: cluster.host and cluster.advertised_host say where it is",
             peer.view.node_id,
@@ -140,11 +146,12 @@ class Peers:
         heard = [
             node_id
             for node_id, peer in self._known.items()
-            if not (peer.state.is_refused and peer.state.has_hung_up)
+            if peer.state.met
+            and not (peer.state.is_refused and peer.state.has_hung_up)
             and detector.silence_s(own, peer.state.heard_s, now_s) < detector.limit_s(self._patience, peer.state)
         ]
-        # Who is gone already, or was never heard, says nothing of the way to here.
-        in_question = sum(peer.state.met and peer.verdict != "gone" for peer in self._known.values())
+        # Who is gone already says nothing of the way to here.
+        in_question = sum(peer.verdict != "gone" for peer in self._known.values())
         isolated = in_question > 1 and not heard
         for node_id, peer in self._known.items():
             self._judge(
@@ -221,7 +228,8 @@ class Peers:
 
     def _outgoing(self) -> Outgoing:
         now_s = self._monotonic_s()
-        heard = {node_id: round(now_s - peer.state.heard_s, 3) for node_id, peer in self._known.items()}
+        met = {node_id: peer.state for node_id, peer in self._known.items() if peer.state.met}
+        heard = {node_id: round(now_s - state.heard_s, 3) for node_id, state in met.items()}
         return Outgoing(self._own(), heard)
 
     def _heard(self, beat: Beat) -> None:

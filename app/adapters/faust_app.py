@@ -123,7 +123,8 @@ class App(faust.App):
 
         Stock Faust waits for whatever was delivered, which behind a backlog is seconds of work.
         """
-        if self.hand_back is None or not self.should_stop or self.crash_reason is not None:
+        gone = self.crash_reason is not None or consumer.abandoned
+        if self.hand_back is None or not self.should_stop or gone:
             await super()._consumer_wait_empty(consumer, logger)
             return
         await self.hand_back(consumer.assignment())

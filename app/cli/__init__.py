@@ -74,7 +74,8 @@ def _flush() -> None:
         if isinstance(error, BrokenPipeError):  # `headrace executions list | head`
             return
         print(f"headrace: what was to be printed could not be written: {error.strerror}", file=sys.stderr)
-        if not isinstance(error.__context__, Exception):  # a bug on its way out keeps its traceback
+        pending = error.__context__  # a bug on its way out keeps its traceback, and an exit code that says more its own
+        if not isinstance(pending, Exception) and not (isinstance(pending, SystemExit) and pending.code):
             sys.exit(1)
 
 

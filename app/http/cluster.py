@@ -127,7 +127,7 @@ class ClusterStats(BaseModel):
     leader: str | None
     members: int
     status: Literal["Up", "Degraded", "Down"] = Field(
-        description="Up: a node is ready, every one is reached and every partition has an owner."
+        description="Up: a node is ready, every one is reached and no partition is known to be without an owner."
         " Degraded: a node is not reached, or a partition has no owner. Down: no node is ready."
     )
     unreachable: list[str]

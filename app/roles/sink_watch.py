@@ -41,7 +41,8 @@ class SinkWatch:
 
     def took(self) -> None:
         """A batch was read, which may wait for more."""
-        self._step(self._flush_s)
+        self._steps += 1
+        self._wait(self._flush_s)
 
     def on_state(self, state: SinkState) -> None:
         """The loop says how it is; it does so around every group, also of records that have no rows."""
@@ -57,13 +58,14 @@ class SinkWatch:
         self._is_trying = True
         try:
             await attempt()
+            self._waits_until_s = float("-inf")
         except SinkUnavailable:
-            self._step(self._retry_s)
+            self._wait(self._retry_s)
             raise
         finally:
             self._is_trying = False
             self._steps += 1
 
-    def _step(self, wait_s: float) -> None:
-        self._steps += 1
-        self._waits_until_s = self._clock.monotonic_s() + wait_s
+    def _wait(self, wait_s: float) -> None:
+        """No less than for what is waited for already: a batch may come while the one before it is tried again."""
+        self._waits_until_s = max(self._waits_until_s, self._clock.monotonic_s() + wait_s)

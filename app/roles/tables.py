@@ -98,9 +98,10 @@ class StageTables:
         Those that are being opened count: a round that comes meanwhile would take the partition from who has it, and
         under load, when opening takes longer than from one round to the next, nobody would ever have it.
         """
-        owned = {partition: tables.held for partition, tables in list(self._owned.items()) if not tables.closed}
-        opening = {partition: held() for partition, held in list(self._opening.items())}
-        return self.standbys.held() | owned | opening
+        # In the order in which a partition goes from one to the next, in another thread: it is in one of them at least.
+        found = self.standbys.held()
+        found |= {partition: held() for partition, held in list(self._opening.items())}
+        return found | {partition: tables.held for partition, tables in list(self._owned.items()) if not tables.closed}
 
     # ---- life ----
 
@@ -140,6 +141,9 @@ class StageTables:
         return Place(folder, self._changelog.name, partition)
 
     async def _open(self, partition: int) -> tuple[TablePartition, Restored]:
+        kept = self.standbys.held().get(partition)
+        if kept is not None:
+            self._opening[partition] = lambda: kept
         return await open_partition(
             self._place(partition),
             self._folder,

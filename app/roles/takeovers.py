@@ -19,7 +19,7 @@ class _Took:
 
 
 class Takeovers:
-    """From the moment that the group goes round without an owner to the first decision about its partitions.
+    """From the moment that the group goes round without an owner until its partitions are open here.
 
     What passed before, until somebody saw that the owner was gone, is not in it: who removes a dead member says how
     long that took (`cluster_event`).
@@ -54,7 +54,7 @@ class Takeovers:
             self._owners[partition] = owner
 
     def goes_on(self, partition: int, executions: int) -> None:
-        """Decisions are made about its `executions` from now on."""
+        """It is open, and decisions are made about its `executions` from now on."""
         since_s = self._opening.pop(partition, None)
         owner = self._owners.pop(partition, "")
         if since_s is None:

@@ -11,7 +11,7 @@ from app.adapters.process_state import Posture
 from app.domain import detector
 from app.domain.cluster import GroupSeat, NodeView, ProcessView
 from app.domain.detector import Own, Patience, awake
-from app.node_peers import MACHINE, PID, Peers
+from app.node_peers import LAST_WORD_S, MACHINE, PID, Peers
 from tests.helpers.kafka import until
 
 PATIENCE = Patience(beat_s=0.05, frozen_after_s=0.4, unreachable_after_s=0.5)
@@ -151,15 +151,36 @@ async def test_a_node_that_speaks_in_the_registry_after_it_was_called_gone_is_re
     async with cluster(2) as (first, second):
         await second.stop()
         await until(lambda: first.removed == ["member-of-n1"], "it is called gone")
+        known, view = first.peers._known["n1"], second.view()
+        first.peers.know([replace(view, clock_ms=1)])
+        assert known.verdict == "gone", "its last word, said before it died"
+        known.judged_s -= LAST_WORD_S
+        first.peers.know([replace(view, clock_ms=1)])
+        assert known.verdict == "gone", "nothing new"
         seat = GroupSeat("g", "joined-anew", 2, ("t-0",))
-        back = second.view()
-        process = replace(back.processes[0], seats=(seat,))
-        first.peers.know([replace(back, clock_ms=back.clock_ms + 1, processes=(process,))])
+        process = replace(view.processes[0], seats=(seat,))
+        first.peers.know([replace(view, clock_ms=2, processes=(process,))])
+        for _ in range(100):
+            first.peers.look(Own(time.monotonic(), 0.0), time.monotonic())
+            assert first.peers.unreachable == ("n1",)
+            await asyncio.sleep(0.01)
+        assert first.removed == ["member-of-n1"]
+
+
+async def test_who_hears_nobody_is_cut_off_though_one_of_the_others_was_never_heard():
+    """As when one of two that are out of reach starts anew."""
+    async with cluster(2) as (first, second):
+        never = Node("n2", "", "running")
+        never.address = "127.0.0.1:1"
+        first.peers.know([second.view(), never.view()])
+        await second.stop()
+        known = first.peers._known["n1"]
+        await until(lambda: known.state.is_refused and known.state.has_hung_up, "it is out of reach")
+        await until(lambda: known.verdict == "unreachable", "it is said")
         for _ in range(100):
             first.peers.look(Own(time.monotonic(), 0.0), time.monotonic())
             await asyncio.sleep(0.01)
-        assert first.removed == ["member-of-n1"]
-        assert first.peers.unreachable == ("n1",)
+        assert first.removed == []
 
 
 async def test_of_three_nodes_on_three_hosts_the_second_to_die_is_gone_at_once_like_the_first():

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import pytest
+
 from agents.sink import Gathering, sink
 from app.adapters.sinks.rows import rows_of
 from app.domain import watchdog
@@ -60,13 +62,16 @@ def a_batch() -> Batch:
     return Batch([a_record(a_rollup(0))])
 
 
-async def test_a_target_that_is_away_is_no_stall_however_long_the_waits_are() -> None:
+@pytest.mark.parametrize("more_comes", [False, True])
+async def test_a_target_that_is_away_is_no_stall_however_long_the_waits_are(more_comes: bool) -> None:
     target = MemorySink()
     target.failures = [away() for _ in range(50)]
     hours = Hours(target)
     verdicts: set[str] = set()
 
     async def pause(wait_s: float) -> None:
+        if more_comes:
+            hours.watch.took()
         verdicts.add(hours.verdict_after(wait_s))
 
     batch = a_batch()
