@@ -175,7 +175,7 @@ class TaskQueue:
             self._note_begin(batch)
             taken = _Batch(batch)
             for number, record in enumerate(batch.records, 1):
-                self._read(record, batch.partition, taken)
+                self._read(record, taken)
                 if number % READ_AT_ONCE == 0:
                     await asyncio.sleep(0)
             self._note_position(batch)
@@ -188,15 +188,15 @@ class TaskQueue:
             self._read_up.setdefault(batch.partition, _ReadUp()).until = batch.highwater
         self._note_coming(batch.partition)
 
-    def _note_coming(self, partition: int) -> None:
+    def _note_coming(self, partition: int) -> _ReadUp | None:
         reading = self._read_up.get(partition)
         if reading is not None:
             reading.came_s = self._clock.monotonic_s()
+        return reading
 
     def _note_position(self, batch: OrderBatch) -> None:
         after = self._next_offset[batch.partition] = batch.records[-1].offset + 1
-        self._note_coming(batch.partition)
-        reading = self._read_up.get(batch.partition)
+        reading = self._note_coming(batch.partition)
         if reading is not None and after >= reading.until:
             self._release(batch.partition)
 
@@ -208,7 +208,7 @@ class TaskQueue:
         for partition in [each for each, reading in self._read_up.items() if now_s - reading.came_s >= READ_UP_S]:
             self._release(partition)
 
-    def _read(self, record: InRecord, partition: int, batch: _Batch) -> None:
+    def _read(self, record: InRecord, batch: _Batch) -> None:
         recall = decode_recall(record.value)
         if recall is not None:
             self._recall(recall)
@@ -223,7 +223,7 @@ class TaskQueue:
             self._finisher([batch])()
             return
         waiting = _Waiting(order, batch)
-        reading = self._read_up.get(partition)
+        reading = self._read_up.get(record.partition)
         (self._line if reading is None else reading.orders).append(waiting)
         self._waiting.setdefault(order.execution_id, []).append(waiting)
 
