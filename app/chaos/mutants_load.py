@@ -104,11 +104,12 @@ class Load:
             self.log.outcome(op, "fail" if answer.status < 500 else "info", {"detail": str(answer.status)})
 
 
-async def zombie_reports(bootstrap: str, load: Load, stop: asyncio.Event) -> int:
+async def zombie_reports(bootstrap: str, load: Load, for_s: float) -> int:
     """Tell again and again, with a token of before, that `near` has succeeded with something else; how often."""
     count = 0
+    until_s = time.monotonic() + for_s
     async with BatchProducer(ProducerLimits(bootstrap_servers=bootstrap, client_id="zombie")) as producer:
-        while not stop.is_set():
+        while time.monotonic() < until_s:
             await asyncio.sleep(0.1)
             reports = [
                 Report(execution_id=one, task="near", item=None, attempt=1, token=0, result=-1)
