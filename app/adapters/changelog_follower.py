@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from app.adapters.consumers import stop_consumer
+from app.adapters.consumers import LOOK_AGAIN_MS, stop_consumer
 from app.ports import Followed
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class KafkaChangelogFollower:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=FETCH_WAIT_MS,
+            consumer_timeout_ms=LOOK_AGAIN_MS,
             fetch_min_bytes=FETCH_MIN_BYTES,
             max_partition_fetch_bytes=4 << 20,
             **security,

@@ -7,7 +7,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from app.adapters.consumers import stop_consumer
+from app.adapters.consumers import LOOK_AGAIN_MS, stop_consumer
 from app.errors import BrokerUnavailable
 from app.ports import InRecord
 
@@ -71,6 +71,7 @@ class KafkaChangelogReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=50,
+            consumer_timeout_ms=LOOK_AGAIN_MS,
             max_partition_fetch_bytes=8 << 20,
             **self._security,
         )

@@ -24,7 +24,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from app.adapters.connection import security_options
-from app.adapters.consumers import stop_consumer
+from app.adapters.consumers import LOOK_AGAIN_MS, stop_consumer
 from app.adapters.execution_store import ExecutionStore, Position
 from app.adapters.records import install
 from app.adapters.topics_admin import cluster_id, describe_topics
@@ -207,6 +207,7 @@ class ExecutionFeed:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=_POLL_TIMEOUT_MS,
+            consumer_timeout_ms=LOOK_AGAIN_MS,
             fetch_max_bytes=4 * _FETCH_BYTES,
             max_partition_fetch_bytes=_FETCH_BYTES,
             request_timeout_ms=self._kafka.request_timeout_ms,

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from app.adapters.connection import security_options
-from app.adapters.consumers import stop_consumer
+from app.adapters.consumers import LOOK_AGAIN_MS, stop_consumer
 from app.adapters.topics_admin import describe_topics
 from app.errors import Unavailable
 from config.http import ReadModelSettings
@@ -137,6 +137,7 @@ class ReadFeed:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=_POLL_TIMEOUT_MS,
+            consumer_timeout_ms=LOOK_AGAIN_MS,
             request_timeout_ms=self._kafka.request_timeout_ms,
             metadata_max_age_ms=self._kafka.metadata_max_age_ms,
             **security_options(self._kafka),

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from app.adapters.connection import security_options
-from app.adapters.consumers import stop_consumer
+from app.adapters.consumers import LOOK_AGAIN_MS, stop_consumer
 from app.adapters.records import install
 from app.adapters.topics_admin import describe_topics
 from app.errors import BrokerUnavailable, UserError
@@ -119,6 +119,7 @@ class TopicReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=50,
+            consumer_timeout_ms=LOOK_AGAIN_MS,
             max_partition_fetch_bytes=_FETCH_BYTES,
             request_timeout_ms=self._kafka.request_timeout_ms,
             **security_options(self._kafka),

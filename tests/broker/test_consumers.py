@@ -2,15 +2,17 @@
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from app.adapters.consumers import stop_consumer
+from app.adapters.consumers import LOOK_AGAIN_MS, stop_consumer
 from app.adapters.faust_app import running
 from tests.helpers.broker import TopicFactory
 from tests.helpers.faust import Seen, joined, our_app
+from tests.helpers.kafka import until
 
 pytestmark = pytest.mark.broker
 
@@ -97,3 +99,49 @@ async def test_a_stop_that_is_itself_cancelled_is(broker: str, new_topic: TopicF
     with pytest.raises(asyncio.CancelledError):
         await stopping
     await consumer._client.close()
+
+
+# ---- a look in the turn in which a request ends ----
+
+
+def look_as_a_fetch_ends(consumer: AIOKafkaConsumer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Every fetch ends just before the fetcher looks for another reason, as a seek is one; when each began."""
+    fetcher, began = consumer._fetcher, list[float]()
+    fetch = fetcher._proc_fetch_request
+
+    async def ending(*args: Any) -> Any:
+        began.append(time.monotonic())
+        outcome = await fetch(*args)
+        fetcher._notify(fetcher._wait_consume_future)
+        await asyncio.sleep(0)  # so long it takes until the fetcher is woken
+        return outcome
+
+    monkeypatch.setattr(fetcher, "_proc_fetch_request", ending)
+    return began
+
+
+@pytest.mark.parametrize(("options", "oversleeps"), [({}, True), ({"consumer_timeout_ms": LOOK_AGAIN_MS}, False)])
+async def test_fetcher_that_looks_as_a_fetch_ends_oversleeps_in_stock_only(
+    broker: str, new_topic: TopicFactory, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], oversleeps: bool
+) -> None:
+    part = TopicPartition(new_topic(partitions=1), 0)
+    consumer = AIOKafkaConsumer(bootstrap_servers=broker, group_id=None, fetch_max_wait_ms=10, **options)
+    await consumer.start()
+    try:
+        consumer.assign([part])
+        consumer.seek(part, 0)
+        began = look_as_a_fetch_ends(consumer, monkeypatch)
+        await until(lambda: len(began) >= 12, "some fetches")
+        pauses = sorted(later - earlier for earlier, later in pairwise(began))
+        assert (pauses[len(pauses) // 2] >= 0.2) is oversleeps
+    finally:
+        await stop_consumer(consumer)
+
+
+async def test_every_app_has_a_fetcher_that_looks_again_soon(broker: str, new_topic: TopicFactory) -> None:
+    topic, seen = new_topic(partitions=1), Seen()
+    app = our_app(broker)
+    app.add_agent("any", topic, seen.batches)
+    async with running(app):
+        await joined(app, 1)
+        assert app.consumer._thread._consumer._fetcher._fetcher_timeout == LOOK_AGAIN_MS / 1000
