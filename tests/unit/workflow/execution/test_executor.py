@@ -1,6 +1,7 @@
 """Laws of the executor on the loop and in threads: each attempt is reported once, whatever the task does."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +68,31 @@ async def test_failure_says_what_it_was(kind: str, do: str, value: Any, type_: s
     assert report.error is not None
     assert (report.error.type, report.error.retryable) == (type_, retryable)
     assert report.result is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "do", "value"),
+    [
+        ("test.async", "echo", 1),
+        ("test.async", "raise", "broken"),
+        ("test.async", "fail", "it"),
+        ("test.async", "cancel itself", None),
+        ("test.blocking", "echo", 1),
+    ],
+)
+async def test_attempt_that_has_ended_leaves_nothing_to_the_collector(kind: str, do: str, value: Any) -> None:
+    async with executor() as running:
+        await run(running, order(kind, do, value))
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                await run(running, order(kind, do, value))
+            await asyncio.sleep(0)
+            left = [each for each in gc.get_objects() if type(each).__name__ == "_Run"]
+        finally:
+            gc.enable()
+    assert not left
 
 
 async def test_error_is_text_that_every_encoder_takes() -> None:
