@@ -323,8 +323,8 @@ class _Worker:
         if self.tables is not None:
             self.tables.go_on()
 
-    async def close(self) -> None:
-        """Give the partition up: what is under way ends or is redelivered to the next owner."""
+    async def retire(self) -> None:
+        """Give the partition up: what is under way ends or is redelivered to the next owner. The tables stay open."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         await self.settled(self._stage.close_timeout_s)
@@ -332,6 +332,10 @@ class _Worker:
             task.cancel()
         if self._live is not None:
             self._live.close()
+
+    async def close(self) -> None:
+        """Give the partition up, and its tables' folder."""
+        await self.retire()
         if self.tables is not None:
             self.tables.close()
 
@@ -364,6 +368,7 @@ class Stage:
         self.ask_anew: Callable[[], None] | None = None
         self._fences: dict[int, list[float]] = {}
         self._workers: dict[int, _Worker] = {}
+        self._gone: list[TablePartition] = []
 
     @property
     def ready(self) -> bool:
@@ -438,19 +443,29 @@ class Stage:
         await asyncio.gather(*(worker.hushed(self.close_timeout_s) for worker in workers))
 
     async def assigned(self, partitions: Iterable[int], *, kept: bool) -> None:
-        """Open what is new and close what is gone.
+        """Open what is new and end the work on what is gone; `let_go` closes the tables of that.
 
         `kept` says that no other generation lay in between, so that nobody else can have owned what
         this node had before: those partitions go on without being opened again.
         """
+        await self.let_go()
         wanted = set(partitions)
-        gone = [p for p, worker in self._workers.items() if p not in wanted or not kept or worker.fenced]
-        await asyncio.gather(*(self._workers.pop(p).close() for p in gone))
+        anew = [p for p, worker in self._workers.items() if p in wanted and (not kept or worker.fenced)]
+        await asyncio.gather(*(self._workers.pop(p).close() for p in anew))
+        gone = [self._workers.pop(p) for p in list(self._workers) if p not in wanted]
+        await asyncio.gather(*(worker.retire() for worker in gone))
+        self._gone = [worker.tables for worker in gone if worker.tables is not None]
         for partition in wanted:
             worker = self._workers.get(partition) or _Worker(partition, self)
             worker.go_on()
             worker.wake.set()
             self._workers[partition] = worker
+
+    async def let_go(self) -> None:
+        """Close the tables of what went in the last round: 20 to 40 ms of this loop for each, when nobody waits."""
+        while self._gone:
+            self._gone.pop().close()
+            await asyncio.sleep(0)
 
     def feed(self, batch: StageBatch) -> None:
         """Queue one batch for its partition; one that is not ours is left for its owner."""
@@ -472,5 +487,6 @@ class Stage:
 
     async def close(self) -> None:
         """Close every partition."""
+        await self.let_go()
         workers, self._workers = list(self._workers.values()), {}
         await asyncio.gather(*(worker.close() for worker in workers))

@@ -62,6 +62,7 @@ class SeekOnly(Recovery):
         self.tables.on_actives_ready()
         self.tables.on_standbys_ready()
         app.on_rebalance_end()
+        app.goes_on()
 
 
 class NoTables(TableManager):
@@ -109,13 +110,14 @@ class App(faust.App):
     """A Faust app whose topics may be batched; `transport_limits` bounds its consumer.
 
     `holdings` are the tables of its stage, `hand_back` what ends the work on partitions before a rebalance: what that
-    leaves undone is redelivered, and nothing waits for it.
+    leaves undone is redelivered, and nothing waits for it. `goes_on` is called when records flow again after one.
     """
 
     def __init__(self, *args: Any, transport_limits: TransportLimits | None = None, **kwargs: Any) -> None:
         self.transport_limits = transport_limits or TransportLimits()
         self.holdings: Holdings | None = None
         self.hand_back: Callable[[set[TP]], Awaitable[None]] | None = None
+        self.goes_on: Callable[[], None] = lambda: None
         super().__init__(*args, **kwargs)
 
     async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:

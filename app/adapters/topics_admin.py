@@ -204,6 +204,12 @@ async def committed_offsets(
     return found
 
 
+async def has_members(bootstrap: str, group: str, settings: KafkaSettings = _DEFAULTS) -> bool:
+    """Whether a consumer group has any members, dead ones included that nobody noticed yet."""
+    (answer,) = await _ask(bootstrap, settings, lambda admin: admin.describe_consumer_groups([group]))
+    return any(members for _, _, _, _, _, members, *_ in answer.groups)
+
+
 async def cluster_id(bootstrap: str, settings: KafkaSettings = _DEFAULTS) -> str:
     """What the cluster calls itself, drawn when its storage was formatted. Raises `BrokerUnavailable`."""
     described = await _ask(bootstrap, settings, lambda admin: admin.describe_cluster())

@@ -20,7 +20,8 @@ from app.domain.workflow.turn import Limits
 from app.http.health import Check
 from app.ports import Definitions, TaskExecutor
 from app.roles.context import Context, first_of, raise_crash, stopped
-from app.roles.tables import StageTables, ask_when_near, follow_assignment, new_lease, stage_tables
+from app.roles.rounds import ask_when_near, catch_up, follow_assignment, new_lease
+from app.roles.tables import StageTables, stage_tables
 from app.roles.takeovers import Takeovers
 from app.roles.triggers import run_triggers
 from app.roles.worker import export_lag
@@ -49,7 +50,7 @@ async def run_coordinator(context: Context) -> None:
 
 
 async def run_engine(context: Context, definitions: Definitions, executor: TaskExecutor | None = None) -> None:
-    """(1) join the group (2) restore and decide (3) on stop: drain, commit, leave (4) end tasks, close the tables.
+    """(1) catch up and join the group (2) restore and decide (3) on stop: drain, commit, leave (4) close.
 
     `executor` is that of this process, made from the settings when there is none.
     """
@@ -98,6 +99,7 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
         follow_assignment(app, WORKFLOW_COMMANDS.name, stage, lease, kept)
         _watch(context, app, stage)
         try:
+            await first_of(asyncio.create_task(catch_up(context, app, kept), name="catch up"), stopped(context.stop))
             async with running(app):
                 await first_of(
                     stage.failed,

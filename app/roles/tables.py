@@ -6,20 +6,17 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
-from agents.stage import Stage
 from app import metrics
 from app.adapters.changelog_follower import KafkaChangelogFollower
 from app.adapters.changelog_reader import KafkaChangelogReader
 from app.adapters.connection import security_options
-from app.adapters.faust_app import App
 from app.adapters.lease import Lease
 from app.adapters.producer import BatchProducer
 from app.adapters.rocks import RocksFolder, RocksLimits
-from app.domain.seating import NEAR_RECORDS, Asking
+from app.domain.seating import NEAR_RECORDS
 from app.errors import EnvironmentError_
-from app.lifecycle import exit_now
 from app.ports import Clock
 from app.roles.context import Context
 from app.roles.takeovers import Takeovers
@@ -33,7 +30,6 @@ log = logging.getLogger(__name__)
 
 LOCK_PATIENCE_S: Final = 10.0
 LOCK_RETRY_S: Final = 0.05
-WARMING_LOOK_S: Final = 0.25
 # Asked for well before the limit of being given: more comes while the group goes round.
 ASK_AT_RECORDS: Final = NEAR_RECORDS // 4
 
@@ -204,80 +200,3 @@ async def _insist(opening: Callable[[], Awaitable[T]], clock: Clock) -> T:
             if not error.facts.get("locked") or clock.monotonic_s() >= patience_s:
                 raise
         await asyncio.sleep(LOCK_RETRY_S)
-
-
-def follow_assignment(app: App, topic: str, stage: Stage, lease: Lease, tables: StageTables | None = None) -> None:
-    """Open and close the stage's partitions as the group assigns them, and keep warm what it says."""
-    last_generation = [-1]
-    app.holdings = tables
-
-    async def on_assigned(_: Any, assigned: Any, **__: Any) -> None:
-        generation = app.consumer_generation_id
-        kept = generation == last_generation[0] + 1 and lease.held()
-        last_generation[0] = generation
-        lease.renew()
-        owned = [tp.partition for tp in assigned if tp.topic == topic]
-        if tables is not None:
-            tables.takeovers.seated(owned, app.seat.orphans)
-        await stage.assigned(owned, kept=kept)
-        if tables is not None:
-            tables.seated(app.seat.standbys, owned)
-
-    async def hand_back(revoked: Any) -> None:
-        if tables is not None:
-            tables.takeovers.goes_round()
-        await stage.revoked([tp.partition for tp in revoked if tp.topic == topic])
-
-    def end(stood_s: float) -> NoReturn:
-        try:
-            log.critical(
-                "this process stood still for %.1f s and has lost the partitions of %s: it ends, and starts anew",
-                stood_s,
-                stage.name,
-                extra={
-                    "action": "partitions_lost",
-                    "stood_s": round(stood_s, 3),
-                    "partitions": list(stage.partitions),
-                },
-            )
-        finally:  # the stop may have come within a line of the log
-            exit_now(1)
-
-    app.on_partitions_assigned.connect(on_assigned, weak=False)
-    app.hand_back = hand_back
-    stage.ask_anew = app.ask_for_round
-    lease.end = end
-    lease.is_member = lambda timeout_s: app.is_member(timeout_s) if stage.count else None
-
-
-def new_lease(context: Context) -> Lease:
-    """The lease of one stage. In doubt well before anybody takes this process for one that stands still."""
-    settings = context.settings
-    return Lease(
-        context.clock,
-        settings.kafka.session_timeout_ms / 1000,
-        stopped_s=settings.cluster.frozen_after_ms / 2000,
-        still_s=settings.cluster.unreachable_after_ms / 1000,
-    )
-
-
-async def ask_when_near(app: App, tables: StageTables) -> None:
-    """Ask the group for another round once the tables are near that it waits for, as often as `Asking` allows.
-
-    Raises what ended the standbys: a bug, which ends the process.
-    """
-    asking, now_s = Asking(), asyncio.get_running_loop().time
-    while True:
-        assert tables.following is not None, "stage_tables() starts it"
-        await asyncio.wait({tables.following}, timeout=WARMING_LOOK_S)
-        if tables.following.done():
-            tables.following.result()
-        warming = app.seat.warming
-        ready = bool(warming) and app.has_joined and tables.are_near(warming)
-        if asking.may(app.consumer_generation_id, now_s(), ready=ready):
-            log.info(
-                "the tables of partitions %s are warm: asking for them",
-                ", ".join(map(str, warming)),
-                extra={"action": "cluster_event", "event": "warmed", "partitions": list(warming)},
-            )
-            app.ask_for_round()

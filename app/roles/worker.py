@@ -22,8 +22,9 @@ from app.domain.window import RollupSpec, Rung
 from app.http.health import Check
 from app.roles.context import Context, first_of, raise_crash, stopped
 from app.roles.queues import run_queues
+from app.roles.rounds import ask_when_near, catch_up, follow_assignment, new_lease
 from app.roles.sink_watch import SinkWatch
-from app.roles.tables import ask_when_near, follow_assignment, new_lease, stage_tables
+from app.roles.tables import stage_tables
 from app.rules import compile_section
 from app.task_ends import Parts
 from config.settings import Settings
@@ -114,7 +115,7 @@ class LiveTerms:
 
 
 async def run_transform(context: Context) -> None:
-    """(1) join the group (2) restore and decide (3) on stop: drain, commit, leave (4) close the tables.
+    """(1) catch up and join the group (2) restore and decide (3) on stop: drain, commit, leave (4) close the tables.
 
     A strict transform knows every device before (1).
     """
@@ -141,6 +142,7 @@ async def run_transform(context: Context) -> None:
             if context.current().transform.strict_registry:
                 whole = asyncio.create_task(registry.complete(), name="device registry complete")
                 await first_of(whole, stopped(context.stop), asyncio.shield(knowing))
+            await first_of(asyncio.create_task(catch_up(context, app, tables), name="catch up"), stopped(context.stop))
             async with running(app):
                 await first_of(
                     stage.failed,

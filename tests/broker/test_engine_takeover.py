@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from app.adapters.topic_reader import TopicReader
 from app.adapters.topics_admin import ensure_topics
+from app.domain.seating import NEAR_RECORDS
 from app.domain.workflow.events import TaskScheduled, WaitStarted
 from config.kafka import KafkaSettings
 from config.topics import WORKFLOW_STATE, WORKFLOW_TOPICS
@@ -18,6 +20,8 @@ from tests.helpers.engine import KnownWorkflows, ObedientExecutor, book, coordin
 from tests.helpers.engine_worker import FLOWS
 
 pytestmark = pytest.mark.broker
+
+MISSED = 2_200
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +110,30 @@ async def test_a_node_that_stood_by_takes_over_with_tables_that_are_warm(
     assert set(failover["partitions"]) <= {0, 1}
     assert failover["executions"] >= 0
     assert 0 < failover["ms"] < 60_000
+
+
+async def test_a_node_that_comes_back_catches_up_first_and_is_given_its_share_in_the_round_of_its_joining(
+    topics: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="app.roles.rounds")
+    known, executor = KnownWorkflows(*FLOWS), ObedientExecutor(1_000)
+    missed, state = [f"{uuid.uuid4()}" for _ in range(MISSED)], TopicReader(KafkaSettings(bootstrap_servers=topics))
+    async with book(topics) as log:
+        async with coordinator(settings(topics, tmp_path / "two"), known, executor):
+            first = f"{uuid.uuid4()}"
+            await log.tell(started("line", first, {"n": 1}))
+            assert (await log.ended(first)).status == "succeeded"
+        before = await state.ends(WORKFLOW_STATE.name)
+        async with other_engine(topics, tmp_path / "one"):
+            await log.tell(*(started("line", one, {"n": n}) for n, one in enumerate(missed)))
+            for one in missed:
+                assert (await log.ended(one)).status == "succeeded"
+            after = await state.ends(WORKFLOW_STATE.name)
+            assert min(after[one] - before[one] for one in after) > NEAR_RECORDS, (
+                "so much that it would be given nothing as it is"
+            )
+            caplog.clear()
+            async with coordinator(settings(topics, tmp_path / "two"), known, executor) as back:
+                assert back.context.health.ready().checks["engine"].detail in {"partitions 0", "partitions 1"}
+                assert "have caught up" in caplog.text
+                assert "asking for them" not in caplog.text

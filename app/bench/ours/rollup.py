@@ -31,7 +31,7 @@ from app.domain.signals import compile_rules  # noqa: E402
 from app.domain.window import RollupSpec, Rung  # noqa: E402
 from app.ports import InRecord, OutRecord  # noqa: E402
 from app.roles.context import first_of, raise_crash  # noqa: E402
-from app.roles.tables import follow_assignment  # noqa: E402
+from app.roles.rounds import follow_assignment  # noqa: E402
 from config.kafka import KafkaSettings  # noqa: E402
 from config.topics import DEVICE_ROLLUPS, TRANSFORM_STATE, TopicSpec  # noqa: E402
 from config.transform import TransformSettings  # noqa: E402

@@ -116,7 +116,10 @@ async def test_a_kept_partition_goes_on_and_a_lost_one_is_closed() -> None:
     await until(lambda: bool(batch.acks))
     await scene.stage.assigned([], kept=False)
     assert scene.stage.partitions == ()
-    assert scene.disk.user is None
+    in_use = [scene.disk.user is not None]
+    await scene.stage.let_go()
+    in_use.append(scene.disk.user is not None)
+    assert in_use == [True, False], "nobody waits for the folder while partitions are to go on"
     scene.stage.feed(stranger := StageBatch(1))
     assert not stranger.acks
     assert not scene.stage.failed.done()
