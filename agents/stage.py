@@ -324,18 +324,25 @@ class _Worker:
             self.tables.go_on()
 
     async def retire(self) -> None:
-        """Give the partition up: what is under way ends or is redelivered to the next owner. The tables stay open."""
+        """Give the partition up: what is under way ends or is redelivered to the next owner. The store stays open."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         await self.settled(self._stage.close_timeout_s)
         for task in list(self._settling):
             task.cancel()
-        if self._live is not None:
-            self._live.close()
+        live, self._live = self._live, None
+        if live is not None:
+            live.close()
+        if self.tables is not None:
+            self.tables.give_up()
 
     async def close(self) -> None:
-        """Give the partition up, and its tables' folder."""
+        """Give the partition up, and its folder."""
         await self.retire()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Of the folder, once it is given up."""
         if self.tables is not None:
             self.tables.close()
 
@@ -368,7 +375,7 @@ class Stage:
         self.ask_anew: Callable[[], None] | None = None
         self._fences: dict[int, list[float]] = {}
         self._workers: dict[int, _Worker] = {}
-        self._gone: list[TablePartition] = []
+        self._gone: list[_Worker] = []
 
     @property
     def ready(self) -> bool:
@@ -443,7 +450,7 @@ class Stage:
         await asyncio.gather(*(worker.hushed(self.close_timeout_s) for worker in workers))
 
     async def assigned(self, partitions: Iterable[int], *, kept: bool) -> None:
-        """Open what is new and end the work on what is gone; `let_go` closes the tables of that.
+        """Open what is new and end the work on what is gone; `let_go` closes its folders.
 
         `kept` says that no other generation lay in between, so that nobody else can have owned what
         this node had before: those partitions go on without being opened again.
@@ -451,10 +458,9 @@ class Stage:
         await self.let_go()
         wanted = set(partitions)
         anew = [p for p, worker in self._workers.items() if p in wanted and (not kept or worker.fenced)]
-        await asyncio.gather(*(self._workers.pop(p).close() for p in anew))
-        gone = [self._workers.pop(p) for p in list(self._workers) if p not in wanted]
-        await asyncio.gather(*(worker.retire() for worker in gone))
-        self._gone = [worker.tables for worker in gone if worker.tables is not None]
+        closing = [self._workers.pop(p).close() for p in anew]
+        self._gone = [self._workers.pop(p) for p in list(self._workers) if p not in wanted]
+        await asyncio.gather(*closing, *(worker.retire() for worker in self._gone))
         for partition in wanted:
             worker = self._workers.get(partition) or _Worker(partition, self)
             worker.go_on()
@@ -462,9 +468,9 @@ class Stage:
             self._workers[partition] = worker
 
     async def let_go(self) -> None:
-        """Close the tables of what went in the last round: 20 to 40 ms of this loop for each, when nobody waits."""
+        """Close the folders of what went in the last round: 20 to 40 ms of this loop for each."""
         while self._gone:
-            self._gone.pop().close()
+            self._gone.pop().let_go()
             await asyncio.sleep(0)
 
     def feed(self, batch: StageBatch) -> None:
@@ -487,6 +493,5 @@ class Stage:
 
     async def close(self) -> None:
         """Close every partition."""
-        await self.let_go()
-        workers, self._workers = list(self._workers.values()), {}
+        workers, self._workers, self._gone = [*self._workers.values(), *self._gone], {}, []
         await asyncio.gather(*(worker.close() for worker in workers))

@@ -126,7 +126,7 @@ class TablePartition:
         self.partition = partition
         self.changelog = changelog
         self.applied: dict[str, int] = dict(meta.applied)
-        self.closed = False
+        self.closed = self._let_go = False
         self._store = store
         self._publisher = publisher
         self._owned = owned
@@ -480,12 +480,16 @@ class TablePartition:
         await self.settle(written, timestamp_ms=timestamp_ms)
         await self.deliver(timestamp_ms=timestamp_ms)
 
+    def give_up(self) -> None:
+        """Every later `write` is `Fenced`, and nothing more goes to the changelog; the store stays open."""
+        self.closed = True
+        for later in (self._marking, self._trailing):
+            if later is not None:
+                later.cancel()
+
     def close(self) -> None:
-        """Give the partition up: every later `write` is `Fenced`."""
-        if not self.closed:
-            self.closed = True
-            if self._marking is not None:
-                self._marking.cancel()
-            if self._trailing is not None:
-                self._trailing.cancel()
+        """Give the partition up, and let go of the store."""
+        self.give_up()
+        if not self._let_go:
+            self._let_go = True
             self._store.close()

@@ -206,8 +206,17 @@ async def committed_offsets(
 
 async def has_members(bootstrap: str, group: str, settings: KafkaSettings = _DEFAULTS) -> bool:
     """Whether a consumer group has any members, dead ones included that nobody noticed yet."""
-    (answer,) = await _ask(bootstrap, settings, lambda admin: admin.describe_consumer_groups([group]))
-    return any(members for _, _, _, _, _, members, *_ in answer.groups)
+
+    async def count(admin: AIOKafkaAdminClient) -> int:
+        found = 0
+        for answer in await admin.describe_consumer_groups([group]):
+            for code, _, _, _, _, members, *_ in answer.groups:
+                if code:
+                    raise for_code(code)(group)
+                found += len(members)
+        return found
+
+    return await _ask(bootstrap, settings, count) > 0
 
 
 async def cluster_id(bootstrap: str, settings: KafkaSettings = _DEFAULTS) -> str:

@@ -100,6 +100,8 @@ async def run_engine(context: Context, definitions: Definitions, executor: TaskE
         _watch(context, app, stage)
         try:
             await first_of(asyncio.create_task(catch_up(context, app, kept), name="catch up"), stopped(context.stop))
+            if context.stop.is_set():
+                return
             async with running(app):
                 await first_of(
                     stage.failed,

@@ -143,6 +143,8 @@ async def run_transform(context: Context) -> None:
                 whole = asyncio.create_task(registry.complete(), name="device registry complete")
                 await first_of(whole, stopped(context.stop), asyncio.shield(knowing))
             await first_of(asyncio.create_task(catch_up(context, app, tables), name="catch up"), stopped(context.stop))
+            if context.stop.is_set():
+                return
             async with running(app):
                 await first_of(
                     stage.failed,

@@ -76,10 +76,12 @@ class Process:
     async def kill(self) -> None:
         """End at once; only what is on the disk and on the log stays."""
         self.disk.user = None
-        if self.tables is not None and self.tables._marking is not None:
-            self.tasks.append(self.tables._marking)
-        if self.tables is not None and self.tables._trailing is not None:
-            self.tables._trailing.cancel()  # on a slow machine it would write after its process has ended
+        if self.tables is not None:
+            if self.tables._marking is not None:
+                self.tasks.append(self.tables._marking)
+            # Or a marker that waits, or that the end of this one would have wait, is written after its process has
+            # ended, where the machine is slow enough.
+            self.tables.give_up()
         for task in self.tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self.tasks, return_exceptions=True):
