@@ -10,6 +10,7 @@ import typer
 from app.cli.api import Api, Url
 from app.cli.broker import Since, as_time, since_ms
 from app.cli.execution_orders import add_orders
+from app.cli.execution_outcome import FINAL, outcome, print_outcome, status_text, took
 from app.cli.options import AsJson, ConfigFile, SetFlags, console, print_json
 from app.cli.tables import show_table
 
@@ -18,19 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-FINAL: Final = frozenset({"succeeded", "failed", "cancelled", "timed_out", "skipped"})
-STYLES: Final = {
-    "queued": "cyan",
-    "running": "blue",
-    "retrying": "yellow",
-    "waiting": "cyan",
-    "paused": "yellow",
-    "succeeded": "green",
-    "failed": "bold red",
-    "timed_out": "red",
-    "cancelled": "magenta",
-    "skipped": "dim",
-}
 PAGE: Final = 1000
 _AGAIN_S: Final = 0.5
 _DETAIL_CHARS: Final = 120
@@ -177,36 +165,13 @@ def watch(
 add_orders(app)
 
 
-def outcome(found: dict[str, Any]) -> int:
-    """The exit code of an execution that was waited for."""
-    return 0 if found["status"] == "succeeded" else 1
-
-
-def print_outcome(found: dict[str, Any]) -> None:
-    """One line of what it is, and one of why it failed."""
-    took = _took(found.get("duration_ms"))
-    out = console()
-    out.print(
-        found["execution_id"], "", found["workflow"], found["version"], "", _status(found["status"]), took, markup=False
-    )
-    if found.get("error"):
-        where = f"{found['failed_task']}: " if found.get("failed_task") else ""
-        out.print(f"  {where}{found['error']}", markup=False, style="red")
-
-
-def _status(status: str) -> "Text":
-    from rich.text import Text  # noqa: PLC0415 - `--json` needs no colours
-
-    return Text(status, style=STYLES.get(status, ""))
-
-
 def _cells(found: dict[str, Any]) -> "tuple[str | Text, ...]":
     return (
         found["execution_id"],
         found["workflow"],
-        _status(found["status"]),
+        status_text(found["status"]),
         as_time(found["created_at"]),
-        _took(found["duration_ms"]),
+        took(found["duration_ms"]),
         f"{found['attempts']:,}",
         _short(found["error"] or ""),
     )
@@ -221,10 +186,10 @@ def _task_cells(task: dict[str, Any]) -> "tuple[str | Text, ...]":
     ]
     return (
         task["task"],
-        _status(task["status"]),
+        status_text(task["status"]),
         str(task["attempts"]),
         as_time(task["started_at"]),
-        _took(None if ended is None else ended - task["started_at"]),
+        took(None if ended is None else ended - task["started_at"]),
         _short(", ".join(filter(None, details))),
     )
 
@@ -261,12 +226,6 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.startswith("data: "):
             yield orjson.loads(line.removeprefix("data: "))
-
-
-def _took(duration_ms: float | None) -> str:
-    if duration_ms is None:
-        return "–"
-    return f"{duration_ms:,.0f} ms" if duration_ms < 10_000 else f"{duration_ms / 1000:,.1f} s"
 
 
 def _short(text: str) -> str:

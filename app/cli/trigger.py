@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from app.cli.api import Api, Url
-from app.cli.executions import FINAL, outcome, print_outcome
+from app.cli.execution_outcome import FINAL, outcome, print_outcome
 from app.cli.options import AsJson, ConfigFile, SetFlags, print_json
 from app.errors import UserError
 
