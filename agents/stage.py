@@ -342,7 +342,6 @@ class _Worker:
         self.let_go()
 
     def let_go(self) -> None:
-        """Of the folder, once it is given up."""
         if self.tables is not None:
             self.tables.close()
 
@@ -457,10 +456,14 @@ class Stage:
         """
         await self.let_go()
         wanted = set(partitions)
-        anew = [p for p, worker in self._workers.items() if p in wanted and (not kept or worker.fenced)]
-        closing = [self._workers.pop(p).close() for p in anew]
-        self._gone = [self._workers.pop(p) for p in list(self._workers) if p not in wanted]
-        await asyncio.gather(*closing, *(worker.retire() for worker in self._gone))
+        given_up = [worker for p, worker in self._workers.items() if p not in wanted or not kept or worker.fenced]
+        reopened = [worker for worker in given_up if worker.partition in wanted]
+        self._gone = given_up.copy()  # noted first: a stop in the midst of this closes them all
+        self._workers = {p: worker for p, worker in self._workers.items() if worker not in given_up}
+        await asyncio.gather(*(worker.retire() for worker in given_up))
+        for worker in reopened:
+            self._gone.remove(worker)
+            worker.let_go()
         for partition in wanted:
             worker = self._workers.get(partition) or _Worker(partition, self)
             worker.go_on()

@@ -45,7 +45,11 @@ class SeekOnly(Recovery):
     recovery_delay = 0.0
 
     async def _resume_streams(self, generation_id: int = 0) -> None:
-        """(1) positions to the committed offsets (2) partitions and flow on (3) fetcher running."""
+        """(1) positions to the committed offsets (2) who takes the records is there (3) partitions and flow on.
+
+        Faust calls this beside `on_partitions_assigned`: what flowed before the end of that would reach nobody, and the
+        next batch would be taken for the first.
+        """
         app = self.app
         consumer = app.consumer
         await app.on_rebalance_complete.send()
@@ -54,6 +58,10 @@ class SeekOnly(Recovery):
         assignment = consumer.assignment()
         if assignment:
             await self._wait(consumer.perform_seek(), timeout=app.conf.broker_request_timeout)
+        await self._wait(app.may_flow.wait())
+        if app.consumer_generation_id != generation_id:
+            return
+        if assignment:
             consumer.resume_partitions(assignment)
         self.completed.set()
         app.flow_control.resume()
@@ -110,7 +118,8 @@ class App(faust.App):
     """A Faust app whose topics may be batched; `transport_limits` bounds its consumer.
 
     `holdings` are the tables of its stage, `hand_back` what ends the work on partitions before a rebalance: what that
-    leaves undone is redelivered, and nothing waits for it. `goes_on` is called when records flow again after one.
+    leaves undone is redelivered, and nothing waits for it. While `may_flow` is clear no record flows; `goes_on` is
+    called when they flow again after a rebalance.
     """
 
     def __init__(self, *args: Any, transport_limits: TransportLimits | None = None, **kwargs: Any) -> None:
@@ -118,6 +127,8 @@ class App(faust.App):
         self.holdings: Holdings | None = None
         self.hand_back: Callable[[set[TP]], Awaitable[None]] | None = None
         self.goes_on: Callable[[], None] = lambda: None
+        self.may_flow = asyncio.Event()
+        self.may_flow.set()
         super().__init__(*args, **kwargs)
 
     async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:

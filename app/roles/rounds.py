@@ -3,7 +3,8 @@
 A round, which is the guarantee that nobody writes behind the next owner's claim:
 (1) what the round before left to do is done;
 (2) no partition decides anything more, and what is decided is settled;
-(3) the group has spoken: partitions that stay go on, new ones open, the work on those that went ends;
+(3) the group has spoken: partitions that stay go on, new ones open, the work on those that went ends; until then no
+    record flows, since nobody would take it;
 (4) the folders of those that went are closed, and what is to be kept warm from now on is opened, once records flow
     again: 20 to 40 ms of this loop for each folder, which came before the seek and the first fetch otherwise.
 """
@@ -45,15 +46,14 @@ class Rounds:
         self._lease = lease
         self._tables = tables
         self._generation = -1
-        self._flows = False
         self._unseated: tuple[Sequence[int], Sequence[int]] | None = None
         self._seating: asyncio.Task[None] | None = None
 
     async def hand_back(self, revoked: Any) -> None:
         """(1) and (2)."""
+        self._app.may_flow.clear()
         if self._tables is not None:
             self._tables.takeovers.goes_round()
-        self._flows = False
         await self._seated()
         await self._stage.revoked([tp.partition for tp in revoked if tp.topic == self._topic])
 
@@ -69,12 +69,10 @@ class Rounds:
             self._tables.takeovers.seated(owned, self._app.seat.orphans)
         await self._stage.assigned(owned, kept=kept)
         self._unseated = (self._app.seat.standbys, owned)
-        if self._flows:
-            self._begin()
+        self._app.may_flow.set()
 
     def goes_on(self) -> None:
-        """(4): records flow again. Faust seeks beside `on_assigned`, so that it may be told before that has ended."""
-        self._flows = True
+        """(4)."""
         if self._unseated is not None:
             self._begin()
 
@@ -176,14 +174,15 @@ async def catch_up(context: Context, app: App, tables: StageTables) -> None:
 async def _until_near(context: Context, group: str, tables: StageTables) -> bool:
     """Whether the tables are near; False, at once, where the group has no members or all that is left is far."""
     now_s = asyncio.get_running_loop().time
-    asked_s = float("-inf")
+    asked_s: float | None = None
     while True:
-        if now_s() - asked_s >= MEMBERS_LOOK_S:
+        if asked_s is None or now_s() - asked_s >= MEMBERS_LOOK_S:
             try:
                 if not await has_members(context.bootstrap, group, context.settings.kafka):
                     return False  # nobody works: what is missing is read when the partitions are opened
             except BrokerUnavailable:
-                return False  # joining waits for the broker
+                if asked_s is None:
+                    return False  # joining waits for the broker
             asked_s = now_s()
         behind = {partition: tables.standbys.behind(partition) for partition in tables.standbys.partitions}
         awaited = [partition for partition, records in behind.items() if records is None or records <= FAR_RECORDS]

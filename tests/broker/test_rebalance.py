@@ -8,11 +8,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import pytest
 
 from app.adapters.faust_app import running
 from app.adapters.producer import BatchProducer, ProducerLimits
+from app.roles.rounds import follow_assignment
 from tests.helpers.broker import TopicFactory
 from tests.helpers.faust import Seen, a_group, committed, joined, our_app
 from tests.helpers.kafka import read_topic, records, until
@@ -225,3 +227,55 @@ async def test_worker_that_was_frozen_and_expelled_joins_again_and_nothing_is_mi
         assert freezing.process.returncode is None
         await freezing.leave()
         await living.leave()
+
+
+class SlowStage:
+    """Takes its partitions only when it is told to."""
+
+    name = "slow"
+    count = 0
+
+    def __init__(self) -> None:
+        self.going, self.assigning = asyncio.Event(), False
+
+    async def revoked(self, _: Any) -> None:
+        pass
+
+    async def assigned(self, _: Any, *, kept: bool) -> None:
+        self.assigning = True
+        await self.going.wait()
+
+    async def let_go(self) -> None:
+        pass
+
+    def fail(self, error: BaseException) -> None:
+        raise error
+
+    def held(self) -> bool:
+        return True
+
+    def renew(self) -> None:
+        pass
+
+
+async def test_no_record_comes_before_the_stage_has_its_partitions(broker: str, new_topic: TopicFactory) -> None:
+    topic, seen, stage = new_topic(partitions=1), Seen(), cast(Any, SlowStage())
+    async with BatchProducer(ProducerLimits(broker)) as producer:
+        await producer.publish(records(topic, [b"first", b"second"], 0))
+    app = our_app(broker)
+    app.add_agent("any", topic, seen.batches)
+    follow_assignment(app, topic, stage, stage)
+    stage.going.set()
+    async with running(app):
+        await seen.count(2)
+        stage.going.clear()
+        stage.assigning, before = False, app.consumer._seek_number
+        app.ask_for_round()
+        try:
+            await until(lambda: stage.assigning and app.consumer._seek_number > before, "it seeks beside the stage")
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not app.consumer.flow_active
+        finally:
+            stage.going.set()
+        await until(lambda: app.consumer.flow_active, "and then they flow")

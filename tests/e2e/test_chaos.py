@@ -29,8 +29,8 @@ FAULTS = (
 async def test_faults_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
     # The share of starts that are taken is a matter of the machine; that something was is asserted below.
     plan = Plan(
-        seconds=20,
-        every_s=2,
+        seconds=60,
+        every_s=4,
         rate=20,
         faults=FAULTS,
         devices=10,
